@@ -1,0 +1,177 @@
+"""Options and output that the commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ttsnn.cli import COMMANDS
+from ttsnn.sources import ModelOptions, ModelSource, parse_input_shape, resolve
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "MODES",
+    "add_dtype",
+    "add_model",
+    "add_plan",
+    "add_target",
+    "add_threads",
+    "command",
+    "console",
+    "emit",
+    "options_of",
+    "positive",
+    "resolve_model",
+]
+
+MODES = ("stt", "ptt", "htt")
+
+
+def command(
+    subparsers: Any, name: str, description: str, example: str, details: str = ""
+) -> argparse.ArgumentParser:
+    """A subcommand's parser with ``--json`` and a help that ends with an example.
+
+    ``example`` may have several lines, each a command; ``details`` comes before it.
+    """
+    lines = [f"  {line}" for line in example.strip().splitlines()]
+    epilog = "\n".join([*([details.strip(), ""] if details else []), "example:", *lines])
+    parser = subparsers.add_parser(
+        name,
+        help=COMMANDS[name],
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    return parser
+
+
+def positive(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return value
+
+
+def add_model(parser: argparse.ArgumentParser, *, artifact: bool = False) -> None:
+    """MODEL and everything that says which network it is; ``artifact``: .ttsnn is welcome too."""
+    files = ".pt2, .onnx or .ttsnn file" if artifact else ".pt2 or .onnx file"
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help=f"zoo name (ms_resnet18 …), package.module:factory, or a {files}",
+    )
+    group = parser.add_argument_group("network")
+    group.add_argument("--dataset", help="shapes and classes of this dataset (default: cifar10)")
+    group.add_argument("--timesteps", "--T", type=positive, metavar="T", help="timesteps")
+    group.add_argument("--image-size", type=positive, metavar="PX", help="image height and width")
+    group.add_argument("--in-channels", type=positive, metavar="C", help="input channels")
+    group.add_argument("--num-classes", type=positive, metavar="K", help="classes")
+    group.add_argument(
+        "--input-shape",
+        metavar="N,C,H,W",
+        help="input of a network that does not say it, N is the batch: N,3,32,32 or 4,N,2,48,48",
+    )
+    group.add_argument("--weights", metavar="FILE", help="state_dict (.pt or .safetensors)")
+    group.add_argument("--seed", type=int, default=0, help="seed of random weights and inputs")
+
+
+def add_plan(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """``--plan``, ``--mode`` and ``--init``."""
+    group = parser.add_argument_group("tensor trains")
+    group.add_argument(
+        "--plan",
+        default=default,
+        metavar="PLAN",
+        help="none, vbmf, paper, rank=R, ratio=X, energy=X, or a plan.json "
+        f"(default: {default or 'none'})",
+    )
+    group.add_argument(
+        "--mode", choices=MODES, default="ptt", help="form of the TT convolutions (default: ptt)"
+    )
+    group.add_argument(
+        "--init",
+        choices=("fit", "fresh"),
+        default="fit",
+        help="cores fitted to the dense weight, or fresh (default: fit)",
+    )
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """``--target``."""
+    parser.add_argument("--target", default="cpu", help="see `ttsnn targets` (default: cpu)")
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """``--dtype``."""
+    parser.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="(default: float32)"
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``."""
+    parser.add_argument(
+        "--threads", type=positive, metavar="K", help="CPU threads (default: all cores)"
+    )
+
+
+def options_of(args: argparse.Namespace) -> ModelOptions:
+    """The network options of :func:`add_model`."""
+    return ModelOptions(
+        dataset=args.dataset,
+        timesteps=args.timesteps,
+        image_size=args.image_size,
+        in_channels=args.in_channels,
+        num_classes=args.num_classes,
+        input_shape=parse_input_shape(args.input_shape) if args.input_shape else None,
+        weights=args.weights,
+        seed=args.seed,
+    )
+
+
+def resolve_model(args: argparse.Namespace) -> ModelSource:
+    """The network of a command line that has :func:`add_model`'s options."""
+    return resolve(args.model, options_of(args))
+
+
+def console() -> Console:
+    """Where tables go."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def emit(args: argparse.Namespace, data: dict, show: Callable[[Console], None]) -> None:
+    """Print ``data`` as JSON under ``--json``, else let ``show`` print for people.
+
+    NaN and infinity become null, since JSON has neither.
+    """
+    if args.json:
+        print(json.dumps(_plain(data), indent=2, allow_nan=False))
+    else:
+        show(console())
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with NumPy scalars, paths and non-finite floats made JSON."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (bool, str, int)) or value is None:
+        return value
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    return str(value)
