@@ -1,1 +1,46 @@
+"""The dialect: Relax operators for spiking neurons and tensor-train layers.
 
+Importing this package registers ``relax.snn.lif``, ``relax.tt.conv2d``, ``relax.tt.linear`` and
+their backward operators, with type inference, reference legalisation and gradients.
+"""
+
+from ttsnn.ops.lif import (
+    LIF,
+    LIF_BACKWARD,
+    lif,
+    lif_attrs_of,
+    lif_backward,
+    operand_names,
+)
+from ttsnn.ops.registry import make_call, register_attr, register_op
+from ttsnn.ops.tt_conv import (
+    TT_CONV2D,
+    TT_CONV2D_BACKWARD,
+    TTConvAttrs,
+    tt_conv2d,
+    tt_conv2d_backward,
+    tt_conv_attrs_of,
+)
+from ttsnn.ops.tt_linear import TT_LINEAR, TT_LINEAR_BACKWARD, tt_linear, tt_linear_backward
+
+__all__ = [
+    "LIF",
+    "LIF_BACKWARD",
+    "TT_CONV2D",
+    "TT_CONV2D_BACKWARD",
+    "TT_LINEAR",
+    "TT_LINEAR_BACKWARD",
+    "TTConvAttrs",
+    "lif",
+    "lif_attrs_of",
+    "lif_backward",
+    "make_call",
+    "operand_names",
+    "register_attr",
+    "register_op",
+    "tt_conv2d",
+    "tt_conv2d_backward",
+    "tt_conv_attrs_of",
+    "tt_linear",
+    "tt_linear_backward",
+]
