@@ -66,6 +66,8 @@ class LayerConfig:
         emit: results in order, of ``"membrane"`` (the sum that enters the neuron),
             ``"spikes"``, ``"v_last"``.
         dtype: ``"float32"`` or ``"float64"``.
+        packing: None where weights are plain [taps, Cin, Cout]; (lanes of a vector, most vectors
+            in a panel) where ``kernels.pack.pack_layer_weights`` has packed them.
     """
 
     name: str
@@ -81,6 +83,7 @@ class LayerConfig:
     v0: bool
     emit: tuple[str, ...]
     dtype: str
+    packing: tuple[int, int] | None = None
 
     def to_json(self) -> str:
         """Compact JSON for the op's attribute."""
@@ -105,4 +108,5 @@ class LayerConfig:
             )
         d["lif"] = None if d["lif"] is None else LifConfig(**d["lif"])
         d["emit"] = tuple(d["emit"])
+        d["packing"] = None if d["packing"] is None else tuple(d["packing"])
         return cls(**d)

@@ -1,0 +1,88 @@
+"""Weights in the order in which the kernels read them.
+
+A *panel* is a group of neighbouring output channels that one register tile covers. A packed
+weight is flat: panel after panel, each as [taps, Cin, width]; the last panel is filled up with
+zero channels to a multiple of half a vector. So a kernel reads each panel front to back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import tvm
+
+from ttsnn.errors import PassError
+from ttsnn.passes.cpu.isa import isa_of
+from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+
+__all__ = ["pack_layer_weights", "pack_weight", "packed_channels", "packed_size", "panels"]
+
+MAX_VECTORS = 3
+"""Vectors in the widest panel: with 8 rows 24 accumulators, of 32 registers on AVX-512."""
+
+
+def packed_channels(channels: int, lanes: int) -> int:
+    """Output channels with the zero channels that fill half a vector."""
+    half = max(1, lanes // 2)
+    return -(-channels // half) * half
+
+
+def panels(channels: int, lanes: int, max_vectors: int = MAX_VECTORS) -> list[tuple[int, int]]:
+    """(first channel, width) of each panel: as few and as equal as they can be.
+
+    Widths are whole vectors, but for half a vector that the last panel may have more.
+    """
+    width = packed_channels(channels, lanes)
+    vectors, rest = divmod(width, lanes)
+    count = max(1, -(-width // (max_vectors * lanes)))
+    out, start = [], 0
+    for i in range(count):
+        share = vectors // count + (1 if i < vectors % count else 0)
+        size = share * lanes + (rest if i == count - 1 else 0)
+        out.append((start, size))
+        start += size
+    return out
+
+
+def packed_size(stage: Stage, lanes: int) -> int:
+    """Elements of a stage's packed weight."""
+    return len(stage.taps) * stage.in_channels * packed_channels(stage.out_channels, lanes)
+
+
+def pack_weight(stage: Stage, weight: np.ndarray, lanes: int, max_vectors: int) -> np.ndarray:
+    """Pack one weight [taps, Cin, Cout]; the result is flat.
+
+    Raises:
+        PassError: if the weight has another shape than the stage says.
+    """
+    shape = (len(stage.taps), stage.in_channels, stage.out_channels)
+    if weight.shape != shape:
+        raise PassError(f"weight of shape {weight.shape} for a stage that takes {shape}")
+    full = np.zeros((*shape[:2], packed_channels(shape[2], lanes)), weight.dtype)
+    full[:, :, : shape[2]] = weight
+    parts = [full[:, :, a : a + n].ravel() for a, n in panels(shape[2], lanes, max_vectors)]
+    return np.concatenate(parts)
+
+
+def pack_layer_weights(
+    config: LayerConfig, weights: Sequence[np.ndarray], target: tvm.target.Target
+) -> tuple[LayerConfig, list[np.ndarray]]:
+    """Pack all weights of a layer for a target.
+
+    Args:
+        config: the layer; its weights are plain.
+        weights: arrays [taps, Cin, Cout] of ``stages``, then of ``half_stages``.
+        target: the CPU that the kernel is for.
+
+    Returns:
+        The config that says how the weights are packed, and the weights, each flat: operands of
+        ``relax.cpu.layer`` in place of the plain ones.
+    """
+    lanes = isa_of(target).lanes(config.dtype)
+    stages = (*config.stages, *config.half_stages)
+    if len(stages) != len(weights):
+        raise PassError(f"layer {config.name}: {len(weights)} weights for {len(stages)} stages")
+    packed = [pack_weight(s, w, lanes, MAX_VECTORS) for s, w in zip(stages, weights)]
+    return replace(config, packing=(lanes, MAX_VECTORS)), packed

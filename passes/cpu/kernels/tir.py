@@ -1,0 +1,132 @@
+"""A small imperative builder of TIR statements, for kernels whose loops are written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import Broadcast, BufferLoad, FloatImm, ForKind, IntImm, PrimFunc, Ramp, Var
+from tvm.tirx.stmt import (
+    AllocBuffer,
+    Bind,
+    BufferStore,
+    DeclBuffer,
+    Evaluate,
+    For,
+    IfThenElse,
+    SeqStmt,
+    Stmt,
+)
+
+__all__ = ["Body", "flat_index", "i64", "load", "splat", "vector"]
+
+_KINDS = {
+    "serial": ForKind.SERIAL,
+    "parallel": ForKind.PARALLEL,
+    "vectorized": ForKind.VECTORIZED,
+    "unrolled": ForKind.UNROLLED,
+}
+
+
+def i64(value: int | Expr) -> Expr:
+    """``value`` as a 64-bit integer expression (expressions are returned as they are)."""
+    return IntImm("int64", value) if isinstance(value, int) else value
+
+
+def splat(value: float | Expr, dtype: str, lanes: int) -> Expr:
+    """A number or scalar expression repeated in all lanes of a vector (a scalar for 1 lane)."""
+    scalar = value if isinstance(value, Expr) else FloatImm(dtype, value)
+    return scalar if lanes == 1 else Broadcast(scalar, lanes)
+
+
+def vector(start: int | Expr, lanes: int) -> Expr:
+    """Index of ``lanes`` consecutive elements from ``start`` on."""
+    return i64(start) if lanes == 1 else Ramp(i64(start), i64(1), lanes)
+
+
+def flat_index(index: Sequence[int | Expr], shape: Sequence[int | Expr]) -> Expr:
+    """Row-major offset of ``index`` in an array of ``shape``."""
+    out = i64(index[0])
+    for i, size in zip(index[1:], shape[1:], strict=True):
+        out = out * size + i
+    return i64(out)
+
+
+class Body:
+    """Statements of a function, appended in order; loops and branches are ``with`` blocks."""
+
+    def __init__(self) -> None:
+        self._open: list[list[Stmt]] = [[]]
+
+    def emit(self, stmt: Stmt) -> None:
+        """Append one statement."""
+        self._open[-1].append(stmt)
+
+    def store(self, buffer: Var, value: Expr, *index: int | Expr) -> None:
+        """``buffer[index] = value``."""
+        self.emit(BufferStore(buffer, value, [i64(i) for i in index]))
+
+    def bind(self, value: int | Expr, name: str) -> Expr:
+        """Name a value for the rest of the enclosing block; constants are returned as they are."""
+        if isinstance(value, int | IntImm):
+            return i64(value)
+        var = Var(name, value.ty)
+        self.emit(Bind(var, value))
+        return var
+
+    def alloc(self, size: int, dtype: str, name: str, scope: str = "global") -> Var:
+        """A flat buffer; scope ``"local"`` where all indices will be constants (registers)."""
+        buffer = tirx.decl_buffer((i64(size),), dtype, name, scope=scope)
+        self.emit(AllocBuffer(buffer))
+        return buffer
+
+    def view(self, buffer: Var, size: int | Expr, dtype: str, name: str) -> Var:
+        """The same memory as a flat buffer."""
+        data = tirx.buffer_data(buffer)
+        flat = tirx.decl_buffer((i64(size),), dtype, name, data=data)
+        self.emit(DeclBuffer(flat, data=data))
+        return flat
+
+    @contextmanager
+    def loop(
+        self, extent: int | Expr, name: str, kind: str = "serial", start: int | Expr = 0
+    ) -> Iterator[Expr]:
+        """A loop; yields its variable. A loop of one constant step disappears."""
+        if isinstance(extent, IntImm):
+            extent = int(extent)
+        if extent == 1 and isinstance(extent, int):
+            yield i64(start)
+            return
+        var = Var(name, "int64")
+        self._open.append([])
+        yield var
+        body = _sequence(self._open.pop())
+        self.emit(For(var, i64(start), i64(extent), _KINDS[kind], body))
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        """Statements that run where ``condition`` holds."""
+        self._open.append([])
+        yield
+        self.emit(IfThenElse(condition, _sequence(self._open.pop()), None))
+
+    def function(self, params: Sequence[Var], name: str, attrs: dict[str, object]) -> PrimFunc:
+        """The finished function. Arguments must not alias each other."""
+        func = PrimFunc(list(params), _sequence(self._open[-1]))
+        func = func.with_attr("global_symbol", name)
+        for key, value in {"tirx.noalias": True, "s_tir": True, **attrs}.items():
+            func = func.with_attr(key, value)
+        return func
+
+
+def _sequence(stmts: list[Stmt]) -> Stmt:
+    if not stmts:
+        return Evaluate(IntImm("int32", 0))
+    return stmts[0] if len(stmts) == 1 else SeqStmt(stmts)
+
+
+def load(buffer: Var, *index: int | Expr) -> Expr:
+    """``buffer[index]``."""
+    return BufferLoad(buffer, [i64(i) for i in index])
