@@ -56,6 +56,8 @@ class TTConvAttrs:
         strides: (vertical, horizontal).
         padding: (top, left, bottom, right).
         dilation: (vertical, horizontal).
+        form: how a compiler decided to contract the chain (``ScheduleContractions``); it has no
+            influence on the values. Empty where nobody decided yet.
     """
 
     mode: str = "stt"
@@ -63,10 +65,12 @@ class TTConvAttrs:
     strides: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
+    form: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Attributes of the operator's call."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Attributes of the operator's call; ``form`` where it is decided."""
+        given = {k: v for k, v in asdict(self).items() if k != "form" or v}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
 
     def out_size(self, size: tuple[Any, Any], kernel: tuple[int, int]) -> tuple[Any, Any]:
         """Height and width of the output, for input (H, W) and kernel (Kh, Kw)."""
