@@ -2,6 +2,42 @@
 
 from ttsnn.models.lif import LIF
 from ttsnn.models.lif_op import lif
+from ttsnn.models.resnet import MSBlock, MSResNet
+from ttsnn.models.time_axis import SpikingNetwork, TimeModule, set_time_execution
+from ttsnn.models.tt_layers import TTConv2d, TTLinear
 from ttsnn.models.tt_ops import tt_conv2d, tt_linear
+from ttsnn.models.vgg import SpikingMLP, SpikingVGG
+from ttsnn.models.zoo import (
+    DATASETS,
+    ZOO,
+    DatasetSpec,
+    calibrate,
+    create,
+    dataset_spec,
+    example_input,
+    spikes_of,
+)
 
-__all__ = ["LIF", "lif", "tt_conv2d", "tt_linear"]
+__all__ = [
+    "DATASETS",
+    "LIF",
+    "ZOO",
+    "DatasetSpec",
+    "MSBlock",
+    "MSResNet",
+    "SpikingMLP",
+    "SpikingNetwork",
+    "SpikingVGG",
+    "TTConv2d",
+    "TTLinear",
+    "TimeModule",
+    "calibrate",
+    "create",
+    "dataset_spec",
+    "example_input",
+    "lif",
+    "set_time_execution",
+    "spikes_of",
+    "tt_conv2d",
+    "tt_linear",
+]
