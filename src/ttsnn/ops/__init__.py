@@ -4,7 +4,7 @@ Importing this package registers ``relax.snn.lif``, ``relax.tt.conv2d``, ``relax
 their backward operators, with type inference, reference legalisation and gradients.
 """
 
-from ttsnn.ops import legalize_lif, legalize_tt_conv, legalize_tt_linear  # noqa: F401
+from ttsnn.ops import gradients, legalize_lif, legalize_tt_conv, legalize_tt_linear  # noqa: F401
 from ttsnn.ops.lif import (
     LIF,
     LIF_BACKWARD,

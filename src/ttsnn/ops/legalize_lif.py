@@ -124,8 +124,10 @@ class _Builder:
             TB.arg(f"operand{i}", TB.buffer(s, self.dtype)) for i, s in enumerate(self.operands)
         ]
 
-    def local(self, size: int = 1) -> Any:
-        return TB.sblock_alloc_buffer((size,), self.dtype, scope="local")
+    def local(self, name: str, size: int = 1) -> Any:
+        buf = TB.sblock_alloc_buffer((size,), self.dtype, scope="local")
+        IRBuilder.name(name, buf)
+        return buf
 
     def neuron(self, buffers: Sequence[Any], at: Sequence[Any]) -> _Neuron:
         """The neuron at one membrane index, its operands read with broadcasting."""
@@ -172,7 +174,7 @@ def lif_kernel(call: tvm.ir.Call) -> tirx.PrimFunc:
     def body(buffers: Any, at: list[Any]) -> None:
         x, v0, operands, spikes, v_last = buffers
         neuron = b.neuron(operands, at)
-        v, h0, h = b.local(), b.local(), b.local()
+        v, h0, h = (b.local(name) for name in ("v", "h0", "h"))
         TB.buffer_store(v, v0[tuple(at)], [0])
         with TB.serial(b.steps) as t:
             b.step(neuron, v[0], x[(t, *at)], h0, h, 0)
@@ -203,17 +205,16 @@ def lif_backward_kernel(call: tvm.ir.Call) -> tirx.PrimFunc:
         neuron = b.neuron(operands, at)
         timing, detach = b.attrs.reset_timing, b.attrs.detach_reset
         steps = b.steps
-        vp, h0, h = b.local(steps + 1), b.local(steps), b.local(steps)
-        gv, gs, gh = b.local(), b.local(), b.local()
-        add_decay = b.attrs.decay_operand
-        add_threshold = b.attrs.threshold_operand
+        vp, h0, h = (b.local(name, steps + 1) for name in ("vp", "h0", "h"))
+        gv, gs, gh = (b.local(name) for name in ("gv", "gs", "gh"))
+        sums = [b.local(f"sum{i}") for i in range(len(doperands))]
 
-        def accumulate(buf: Any, value: Any, index: list[Any]) -> None:
-            TB.buffer_store(buf, buf[tuple(index)] + value, index)
+        def accumulate(buf: Any, value: Any) -> None:
+            TB.buffer_store(buf, buf[0] + value, [0])
 
         def to_threshold(value: Any) -> None:
-            if add_threshold:
-                accumulate(doperands[-1], value, at)
+            if b.attrs.threshold_operand:
+                accumulate(sums[-1], value)
 
         TB.buffer_store(vp, v0[tuple(at)], [0])
         with TB.serial(steps) as t:
@@ -221,8 +222,8 @@ def lif_backward_kernel(call: tvm.ir.Call) -> tirx.PrimFunc:
             after = neuron.reset(h[t], neuron.fires(h[t])) if timing == "after_fire" else h[t]
             TB.buffer_store(vp, after, [t + 1])
 
-        for buf in doperands:
-            TB.buffer_store(buf, tirx.const(0.0, b.dtype), at)
+        for buf in sums:
+            TB.buffer_store(buf, tirx.const(0.0, b.dtype), [0])
         TB.buffer_store(gv, dv_last[tuple(at)], [0])
         with TB.serial(steps) as back:
             t = steps - 1 - back
@@ -233,8 +234,8 @@ def lif_backward_kernel(call: tvm.ir.Call) -> tirx.PrimFunc:
                 TB.buffer_store(gh, to_a, [0])
                 to_threshold(to_th)
                 if not detach:
-                    accumulate(gs, to_s, [0])
-            accumulate(gh, gs[0] * neuron.surrogate(h[t]), [0])
+                    accumulate(gs, to_s)
+            accumulate(gh, gs[0] * neuron.surrogate(h[t]))
             to_threshold(-gs[0] * neuron.surrogate(h[t]))
 
             # gs now holds the gradient to r, the spike of the step before
@@ -247,8 +248,8 @@ def lif_backward_kernel(call: tvm.ir.Call) -> tirx.PrimFunc:
                 TB.buffer_store(gh, to_a, [0])
             to_v, to_x, to_decay = neuron.update_back(start, x[(t, *at)], gh[0])
             TB.buffer_store(dx, to_x, [t, *at])
-            if add_decay:
-                accumulate(doperands[0], to_decay, at)
+            if b.attrs.decay_operand:
+                accumulate(sums[0], to_decay)
             TB.buffer_store(gv, to_v, [0])
             if timing == "before_decay":
                 to_a, to_s, to_th = neuron.reset_back(vp[t], r, gv[0])
@@ -256,9 +257,11 @@ def lif_backward_kernel(call: tvm.ir.Call) -> tirx.PrimFunc:
                 to_threshold(to_th)
                 TB.buffer_store(gv, to_a, [0])
             if timing != "after_fire" and not detach:
-                accumulate(gv, gs[0] * neuron.surrogate(vp[t]), [0])
+                accumulate(gv, gs[0] * neuron.surrogate(vp[t]))
                 to_threshold(-gs[0] * neuron.surrogate(vp[t]))
         TB.buffer_store(dv0, gv[0], at)
+        for buf, total in zip(doperands, sums):
+            TB.buffer_store(buf, total[0], at)
 
     return b.kernel("lif_backward", body, args)
 
