@@ -1,0 +1,2 @@
+def swap_neurons(model):
+    return model
