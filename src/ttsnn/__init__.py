@@ -24,7 +24,8 @@ from ttsnn.specs import TensorSpec
 
 if TYPE_CHECKING:
     from ttsnn.driver import CompiledModel, compare, compile, plan
-    from ttsnn.runtime.net import Net, load, threads
+    from ttsnn.runtime.net import Net, load
+    from ttsnn.runtime.threads import threads
 
 __version__ = "0.1.0"
 
@@ -54,7 +55,7 @@ _LAZY = {
     "plan": "ttsnn.driver",
     "Net": "ttsnn.runtime.net",
     "load": "ttsnn.runtime.net",
-    "threads": "ttsnn.runtime.net",
+    "threads": "ttsnn.runtime.threads",
 }
 
 
