@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from tvm import tirx
 from tvm.ir import Expr
+from tvm.sym import Analyzer
 from tvm.tirx import Broadcast, BufferLoad, FloatImm, ForKind, IntImm, PrimFunc, Ramp, Var
 from tvm.tirx.stmt import (
     AllocBuffer,
@@ -20,7 +21,7 @@ from tvm.tirx.stmt import (
     Stmt,
 )
 
-__all__ = ["Body", "flat_index", "i64", "load", "splat", "vector"]
+__all__ = ["Body", "at_most", "flat_index", "fold", "i64", "load", "splat", "vector"]
 
 _KINDS = {
     "serial": ForKind.SERIAL,
@@ -44,6 +45,18 @@ def splat(value: float | Expr, dtype: str, lanes: int) -> Expr:
 def vector(start: int | Expr, lanes: int) -> Expr:
     """Index of ``lanes`` consecutive elements from ``start`` on."""
     return i64(start) if lanes == 1 else Ramp(i64(start), i64(1), lanes)
+
+
+def fold(value: int | Expr) -> int | Expr:
+    """``value`` simplified; an int where it is constant."""
+    if isinstance(value, Expr):
+        value = Analyzer().simplify(value)
+    return int(value) if isinstance(value, IntImm) else value
+
+
+def at_most(value: Expr, limit: int | Expr) -> Expr:
+    """The smaller of two indices."""
+    return tirx.min(value, i64(limit))
 
 
 def flat_index(index: Sequence[int | Expr], shape: Sequence[int | Expr]) -> Expr:

@@ -1,0 +1,172 @@
+"""Tile parameters of a layer's kernel, and the defaults chosen from shapes and instruction set.
+
+The kernel is a function of the config and of these few numbers, so a tuner may search them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ttsnn.passes.cpu.isa import Isa
+from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, leaves_image
+from ttsnn.passes.cpu.kernels.pack import packed_channels, panels
+from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+
+__all__ = ["LayerTiles", "StageTile", "default_tiles", "layer_panels", "register_rows"]
+
+
+@dataclass(frozen=True)
+class StageTile:
+    """Register tile and loop order of one stage.
+
+    Attributes:
+        time, height, width: timesteps and output pixels whose sums one register tile holds.
+        k_unroll: input channels a step of the inner loop.
+        panels_outer: walk all pixels for one panel of weights before the next panel (weights
+            are read once), instead of all panels for one tile of pixels.
+    """
+
+    time: int
+    height: int
+    width: int
+    k_unroll: int
+    panels_outer: bool
+
+
+@dataclass(frozen=True)
+class LayerTiles:
+    """All tile parameters of a layer.
+
+    Attributes:
+        strip_rows: output rows of a work unit; units run in parallel.
+        time_block: timesteps for which each stage runs before the next stage does; it must
+            divide ``timesteps`` and ``T - timesteps``.
+        stages, half_stages: one tile for each stage.
+    """
+
+    strip_rows: int
+    time_block: int
+    stages: tuple[StageTile, ...]
+    half_stages: tuple[StageTile, ...]
+
+
+def layer_panels(config: LayerConfig, stage: Stage, isa: Isa) -> list[tuple[int, int]]:
+    """(first channel, width) of a stage's panels of output channels, packed or plain."""
+    if config.packing is not None:
+        return panels(stage.out_channels, *config.packing)
+    full = panels(stage.out_channels, isa.lanes(config.dtype))
+    return [(a, min(n, stage.out_channels - a)) for a, n in full]
+
+
+def register_rows(isa: Isa, vectors: int) -> int:
+    """Rows of a register tile ``vectors`` wide that leave registers for the operands."""
+    return max(1, min(14, (isa.registers - vectors - 1) // vectors))
+
+
+def default_tiles(config: LayerConfig, batch: int | None, isa: Isa, threads: int) -> LayerTiles:
+    """Tiles by a small cost model: multiply-adds with their halo, weight traffic, idle threads."""
+    steps = math.gcd(config.timesteps, config.T - config.timesteps)
+    if config.x_T == 1:
+        steps = 1
+    height = config.stages[-1].out_size[0]
+    best: tuple[float, int, int] | None = None
+    for block in (d for d in range(steps, 0, -1) if steps % d == 0):
+        for strips in range(1, height + 1):
+            rows = -(-height // strips)
+            if best is not None and strips > 1 and rows == -(-height // (strips - 1)):
+                continue
+            cost = _cost(config, isa, rows, block, batch, threads)
+            if best is None or cost < best[0] * 0.999:
+                best = (cost, rows, block)
+    assert best is not None
+    _, rows, block = best
+    return LayerTiles(
+        rows,
+        block,
+        _chain_tiles(config, config.stages, isa, rows, block),
+        _chain_tiles(config, config.half_stages, isa, rows, block),
+    )
+
+
+def _cost(
+    config: LayerConfig, isa: Isa, rows: int, block: int, batch: int | None, threads: int
+) -> float:
+    """Estimated cycles of a layer for one image and all timesteps."""
+    lanes, size = isa.lanes(config.dtype), 8 if config.dtype == "float64" else 4
+    stages = config.stages
+    regions = chain_regions(stages, rows)
+    work = workspace = weights = 0.0
+    for i, (stage, region) in enumerate(zip(stages, regions[1:])):
+        channels = packed_channels(stage.out_channels, lanes)
+        taps = len(stage.taps) * stage.in_channels
+        work += min(region.rows, region.height) * region.width * taps * channels / lanes
+        weights += taps * channels * size
+        if i < len(stages) - 1:
+            workspace += region.rows * region.padded_width * channels * size
+    if leaves_image(stages[0]):
+        copied = regions[0].rows * regions[0].padded_width * stages[0].in_channels
+        workspace += copied * size
+        work += copied / 4
+    workspace *= block
+    steps = 1 if config.x_T == 1 else config.T
+    blocks = steps // block
+    if blocks > 1 and config.lif is not None:
+        work += regions[-1].rows * regions[-1].width * stages[-1].out_channels / lanes * 4
+    weight_speed = 32.0 if weights + workspace < isa.l2_bytes else 10.0
+    unit = steps * work + blocks * weights / weight_speed
+    if workspace > isa.l2_bytes / 2:
+        unit *= 1.0 + 0.2 * (workspace / (isa.l2_bytes / 2) - 1.0)
+    strips = -(-config.stages[-1].out_size[0] // rows)
+    if batch is None or batch >= threads:
+        return unit * strips
+    return unit * -(-strips * batch // threads)
+
+
+def _chain_tiles(
+    config: LayerConfig, stages: tuple[Stage, ...], isa: Isa, rows: int, block: int
+) -> tuple[StageTile, ...]:
+    if not stages:
+        return ()
+    out = []
+    regions = chain_regions(stages, rows)
+    last_start = regions[-1].height - rows
+    lanes, size = isa.lanes(config.dtype), 8 if config.dtype == "float64" else 4
+    for stage, region in zip(stages, regions[1:]):
+        widest = max(n for _, n in layer_panels(config, stage, isa))
+        vectors = -(-widest // lanes)
+        height = min(_rows_inside(region, 0), _rows_inside(region, last_start))
+        tile = _pixels(region, height, block, vectors, register_rows(isa, vectors))
+        weight = len(stage.taps) * stage.in_channels * stage.out_channels * size
+        out.append(StageTile(*tile, 4, weight > isa.l2_bytes // 8))
+    return tuple(out)
+
+
+def _pixels(
+    region: Region, height: int, block: int, vectors: int, limit: int
+) -> tuple[int, int, int]:
+    """The (time, height, width) of at most ``limit`` rows that covers a region fastest.
+
+    ``height`` is the least number of the region's rows that lie inside the image.
+    """
+    best, choice = math.inf, (1, 1, 1)
+    for across in range(1, region.width + 1):
+        w = -(-region.width // across)
+        for down in range(1, height + 1):
+            h = -(-height // down)
+            for t in (d for d in range(1, block + 1) if block % d == 0):
+                if w * h * t > limit or (h > 1 and w < region.width):
+                    continue
+                if t > 1 and (w < region.width or h < height):
+                    continue
+                tiles = -(-region.width // w) * -(-region.rows // h) * (block // t)
+                cost = tiles * (w * h * t * vectors + 2.0 + vectors)
+                if cost < best:
+                    best, choice = cost, (t, h, w)
+    return choice
+
+
+def _rows_inside(region: Region, h0: int) -> int:
+    """Rows of a region that lie inside the image, for the strip that starts at row ``h0``."""
+    start = int(region.start(h0))
+    return min(region.rows, region.height - start) - max(0, -start)

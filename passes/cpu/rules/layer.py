@@ -1,0 +1,46 @@
+"""Rule for ``relax.cpu.layer``: replaces the reference function by the fused kernel."""
+
+from __future__ import annotations
+
+from tvm import s_tir
+from tvm.target import Target
+from tvm.tirx import IntImm, PrimFunc
+
+from ttsnn.passes.cpu.isa import isa_of
+from ttsnn.passes.cpu.kernels.fused import fused_layer
+from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR
+from ttsnn.passes.cpu.kernels.tiles import LayerTiles, default_tiles
+from ttsnn.passes.cpu.layer_config import LayerConfig
+
+__all__ = ["layer_rule"]
+
+DEFAULT_THREADS = 2
+"""Threads that a single image should keep busy where the target has no ``num-cores``."""
+
+
+def layer_rule(
+    func: PrimFunc, target: Target, tiles: LayerTiles | None = None
+) -> s_tir.Schedule | None:
+    """The fused kernel of a layer, or None where ``func`` is no layer.
+
+    Args:
+        func: a function that ``relax.cpu.layer`` was legalised to.
+        target: the CPU.
+        tiles: tile parameters; None takes the defaults for the shapes and the CPU.
+    """
+    if func.attrs is None or CONFIG_ATTR not in func.attrs:
+        return None
+    config = LayerConfig.from_json(str(func.attrs[CONFIG_ATTR]))
+    size = func.params[0].shape[1]
+    batch = int(size) if isinstance(size, IntImm) else None
+    isa = isa_of(target)
+    if tiles is None:
+        threads = int(target.attrs.get("num-cores", 0)) or DEFAULT_THREADS
+        tiles = default_tiles(config, batch, isa, threads)
+    name = str(func.attrs["global_symbol"]) if "global_symbol" in func.attrs else "main"
+    fused = fused_layer(config, batch, isa, tiles, name)
+    for key, value in func.attrs.items():
+        fused = fused.with_attr(key, value)
+    if "global_symbol" not in func.attrs:
+        fused = fused.without_attr("global_symbol")
+    return s_tir.Schedule(fused.with_attr("tirx.is_scheduled", True))
