@@ -42,7 +42,7 @@ def params_of(mod: tvm.IRModule) -> dict[str, np.ndarray]:
 
 def with_params(mod: tvm.IRModule, params: Mapping[str, np.ndarray]) -> tvm.IRModule:
     """The module with its parameters' values replaced; order must follow ``main``'s arguments."""
-    tensors = {k: tvm.runtime.tensor(np.ascontiguousarray(v)) for k, v in params.items()}
+    tensors = {k: tvm.runtime.tensor(np.asarray(v, order="C")) for k, v in params.items()}
     return mod.with_attr(PARAMS, tensors)
 
 
@@ -101,7 +101,7 @@ class ParamMutator(PyExprMutator):
             return self._new[name]
         if name in self._values:
             raise ValueError(f"parameter {name!r} exists already")
-        value = np.ascontiguousarray(value)
+        value = np.asarray(value, order="C")
         ty = relax.TensorType(value.shape, str(value.dtype))
         var = relax.Var(name.replace(".", "_"), ty)
         self._new[name] = var
