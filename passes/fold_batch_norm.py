@@ -44,7 +44,9 @@ class _Folder(BindingRewriter):
         if isinstance(value, relax.TupleGetItem) and value.tuple_value in self._folded:
             norm = self.bound[value.tuple_value]
             # the running statistics come out of batch_norm as they went in
-            return self._folded[value.tuple_value] if value.index == 0 else norm.args[2 + value.index]
+            return (
+                self._folded[value.tuple_value] if value.index == 0 else norm.args[2 + value.index]
+            )
         if op_name(value) == "relax.nn.batch_norm" and not bool(value.attrs.training):
             stats = [self.static(a) for a in value.args[1:]]
             if all(s is not None for s in stats):

@@ -15,23 +15,58 @@ __all__ = ["HoistTimeInvariant"]
 
 _UNARY = {
     f"relax.{n}"
-    for n in (
-        "nn.relu nn.leakyrelu nn.gelu nn.silu sigmoid tanh exp log sqrt rsqrt abs negative square "
-        "clip astype floor ceil round sign"
-    ).split()
+    for n in [
+        "nn.relu",
+        "nn.leakyrelu",
+        "nn.gelu",
+        "nn.silu",
+        "sigmoid",
+        "tanh",
+        "exp",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "abs",
+        "negative",
+        "square",
+        "clip",
+        "astype",
+        "floor",
+        "ceil",
+        "round",
+        "sign",
+    ]
 }
 _BINARY = {
     f"relax.{n}"
-    for n in (
-        "add subtract multiply divide maximum minimum power "
-        "greater greater_equal less less_equal equal not_equal"
-    ).split()
+    for n in [
+        "add",
+        "subtract",
+        "multiply",
+        "divide",
+        "maximum",
+        "minimum",
+        "power",
+        "greater",
+        "greater_equal",
+        "less",
+        "less_equal",
+        "equal",
+        "not_equal",
+    ]
 }
 # first operand [batch, C, H, W]; the others do not depend on the batch
 _PER_IMAGE = {
     f"relax.nn.{n}"
     for n in (
-        "conv2d max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d batch_norm".split()
+        [
+            "conv2d",
+            "max_pool2d",
+            "avg_pool2d",
+            "adaptive_avg_pool2d",
+            "adaptive_max_pool2d",
+            "batch_norm",
+        ]
     )
 }
 _LINEAR = {"relax.matmul", "relax.tt.linear"}
