@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tvm
+import tvm.runtime.vm
 
 from ttsnn.artifact import Artifact, Manifest, read_artifact
 from ttsnn.errors import ArtifactError, DataError
@@ -22,11 +24,6 @@ from ttsnn.runtime.cpu import check_cpu
 from ttsnn.runtime.tensors import as_tensor, from_tensor, kind_of
 from ttsnn.runtime.threads import apply_threads, check_threads, prepare
 from ttsnn.specs import TensorSpec
-
-prepare()
-
-import tvm  # noqa: E402  (TVM reads the environment that prepare() sets)
-import tvm.runtime.vm  # noqa: E402
 
 __all__ = ["Net", "load"]
 
@@ -64,6 +61,7 @@ class Net:
             params: values for ``manifest.params``, copied once.
             threads: see the class.
         """
+        prepare()
         self._module = module
         self.manifest = manifest
         self._params = [
@@ -171,7 +169,7 @@ class Net:
     # --- state -------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forget the state: the next call starts from zeros, with any batch size."""
+        """Forget the state: the next call starts from its initial value, with any batch size."""
         with self._lock:
             self._state = {}
 
@@ -200,11 +198,13 @@ class Net:
             self._state = tensors
 
     def _initial_state(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        specs = {s.name: s for s in self.manifest.inputs}
         state = {}
-        for spec in self.manifest.inputs:
-            if spec.name in self._state_outputs:
-                shape = [sizes[d] if isinstance(d, str) else d for d in spec.shape]
-                state[spec.name] = tvm.runtime.tensor(np.zeros(shape, spec.dtype))
+        for entry in self.manifest.state:
+            spec = specs[entry.input]
+            shape = [sizes[d] if isinstance(d, str) else d for d in spec.shape]
+            value = np.full(shape, entry.initial, spec.dtype)
+            state[entry.input] = tvm.runtime.tensor(value)
         return state
 
     def _check_state(self, state: Mapping[str, Any], sizes: Mapping[str, int]) -> None:

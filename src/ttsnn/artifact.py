@@ -53,10 +53,14 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class StateEntry:
-    """One tensor that a call hands to the next: ``output`` (index) becomes input ``input``."""
+    """One tensor that a call hands to the next: ``output`` (index) becomes input ``input``.
+
+    ``initial`` is the number that fills it before the first call.
+    """
 
     input: str
     output: int
+    initial: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,19 @@ def test_state(tiny, leaky_library, tmp_path):
     np.testing.assert_allclose(saved["v"], v)  # the call did not write to what was given
 
 
+def test_initial_state(tiny, leaky_library):
+    from dataclasses import replace
+
+    from ttsnn.artifact import Artifact, StateEntry
+    from ttsnn.runtime.net import load_library
+
+    manifest = replace(tiny.leaky_manifest(), state=(StateEntry("v", 1, initial=-3.0),))
+    artifact = Artifact("leaky.ttsnn", manifest, {}, leaky_library)
+    net = Net(load_library(artifact), manifest, {"w": np.zeros((6, 5))})
+    for expected in (-0.5, 0.25):
+        np.testing.assert_array_equal(net(np.zeros((2, 6))), np.full((2, 5), expected))
+
+
 def test_state_errors(tiny, leaky_library, tmp_path):
     net = _leaky(tiny, leaky_library, tmp_path)
     with pytest.raises(DataError, match="entries v"):

@@ -1,0 +1,361 @@
+"""``ttsnn.compile``, ``ttsnn.plan``, ``ttsnn.compare``: the whole way from model to artifact.
+
+import  ->  (expose spikes)  ->  decompose by plan  ->  target.lower  ->  target.build
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from ttsnn import __version__
+from ttsnn.artifact import KernelEntry, Manifest, StateEntry, write_artifact
+from ttsnn.debugging import instruments
+from ttsnn.errors import ArtifactError, ModelImportError, TTSNNError
+from ttsnn.program import params_of
+from ttsnn.runtime.cpu import from_llvm
+from ttsnn.runtime.net import Net
+from ttsnn.sources import ModelOptions, ModelSource, resolve
+from ttsnn.specs import TensorSpec
+
+__all__ = [
+    "CompiledModel",
+    "build",
+    "compare",
+    "compile",
+    "decompose",
+    "import_source",
+    "lower",
+    "make_plan",
+    "plan",
+]
+
+_META = "ttsnn.meta"
+
+
+class CompiledModel(Net):
+    """A network compiled in this process: call it, ``save`` it.
+
+    Attributes:
+        program: the lowered module that the code was generated from.
+        compile_s: seconds that each step took.
+    """
+
+    def __init__(
+        self, executable: Any, manifest: Manifest, program: tvm.IRModule, compile_s: dict
+    ) -> None:
+        super().__init__(executable, manifest, params_of(program))
+        self.executable = executable
+        self.program = program
+        self.compile_s = compile_s
+
+    @property
+    def kernels(self) -> tuple[KernelEntry, ...]:
+        """What the code consists of."""
+        return self.manifest.kernels
+
+    def save(self, path: str | os.PathLike) -> int:
+        """Write the ``.ttsnn`` file; returns its size in bytes.
+
+        Raises:
+            ArtifactError: it cannot be linked or written; nothing half-written stays.
+        """
+        library = _link(self.executable)
+        return write_artifact(path, self.manifest, params_of(self.program), library)
+
+
+def compile(
+    model: Any,
+    example: Any = None,
+    *,
+    target: str = "cpu",
+    plan: Any = None,
+    mode: str = "ptt",
+    init: str = "fit",
+    seed: int = 0,
+    dtype: str | None = None,
+    dynamic_batch: bool = False,
+    batch: int = 1,
+    record_spikes: bool = False,
+    out: str | os.PathLike | None = None,
+    dump_ir: str | os.PathLike | None = None,
+    options: ModelOptions | None = None,
+) -> CompiledModel:
+    """Compile a spiking network.
+
+    Args:
+        model: what :func:`ttsnn.sources.resolve` accepts: a ``torch.nn.Module``, a zoo name,
+            ``"package.module:factory"``, a ``.pt2`` or ``.onnx`` file.
+        example: example input, [N, C, H, W] or [T, N, C, H, W]; by default random, of the shape
+            that the network declares, with ``batch`` samples.
+        target: name of a target.
+        plan: None (stay dense), a rule's text (``"vbmf"``, ``"rank=16"`` …), a plan file, or a
+            :class:`ttsnn.plans.TTPlan`.
+        mode: ``"stt"``, ``"ptt"`` or ``"htt"``, for rules.
+        init: ``"fit"`` the cores to the dense weights, or ``"fresh"`` ones.
+        seed: of fresh cores and random weights.
+        dtype: ``"float32"`` or ``"float64"``; that of the example by default.
+        dynamic_batch: leave the batch size open.
+        batch: samples of the default example.
+        record_spikes: return the spikes [T, N, …] of every neuron after the outputs.
+        out: also write the artifact there.
+        dump_ir: folder for the IR after every pass.
+        options: how to resolve ``model``, where it is a name.
+
+    Returns:
+        The network, ready to be called.
+
+    Raises:
+        TTSNNError: one of its kinds, naming what is wrong and what to do.
+    """
+    if out is not None:
+        _check_folder(Path(out))
+    source = resolve(model, options or ModelOptions(seed=seed))
+    watch = _Stopwatch()
+    with instruments(dump_ir):
+        with watch("import"):
+            mod = import_source(
+                source, example, dtype=dtype, dynamic_batch=dynamic_batch, batch=batch
+            )
+        chosen = None
+        if plan is not None:
+            with watch("decompose"):
+                chosen = make_plan(mod, plan, mode)
+                mod = decompose(mod, chosen, init=init, seed=seed)
+        net = build(
+            mod,
+            target,
+            name=source.name,
+            plan=chosen,
+            record_spikes=record_spikes,
+            watch=watch,
+        )
+    if out is not None:
+        with watch("save"):
+            net.save(out)
+    return net
+
+
+def import_source(
+    source: ModelSource,
+    example: Any = None,
+    *,
+    dtype: str | None = None,
+    dynamic_batch: bool = False,
+    batch: int = 1,
+) -> tvm.IRModule:
+    """A resolved network as a program.
+
+    Raises:
+        ModelImportError: it cannot be imported, or is a compiled artifact already.
+    """
+    from ttsnn.frontend import import_model
+
+    if source.kind == "ttsnn":
+        raise ModelImportError(f"{source.path}: compiled already; give the network itself")
+    if source.kind != "module":
+        given = source.path
+    else:
+        given = source.module
+        if example is None:
+            example = source.example(batch, dtype or "float32", source.options.seed)
+    mod = import_model(given, example=example, dynamic_batch=dynamic_batch, dtype=dtype)
+    return mod
+
+
+def make_plan(mod: tvm.IRModule, plan: Any, mode: str = "ptt") -> Any:
+    """A :class:`ttsnn.plans.TTPlan` for a program from a rule, a file or a plan.
+
+    Raises:
+        PlanError: unknown rule, unreadable file, or a plan that does not fit the network.
+    """
+    from ttsnn.passes import layer_infos
+    from ttsnn.plans import plan_for
+
+    return plan_for(plan, layer_infos(mod), mode, T=_meta(mod).get("T"))
+
+
+def decompose(mod: tvm.IRModule, plan: Any, *, init: str = "fit", seed: int = 0) -> tvm.IRModule:
+    """Apply a plan to a program; a plan without layers changes nothing."""
+    from ttsnn.passes import DecomposeToTT
+
+    return DecomposeToTT(plan, init=init, seed=seed)(mod) if len(plan) else mod
+
+
+def lower(mod: tvm.IRModule, target: str = "cpu", *, record_spikes: bool = False) -> tvm.IRModule:
+    """A program as the target's kernels and calls of them.
+
+    Raises:
+        TargetError: unknown target, or one that cannot run the network.
+    """
+    from ttsnn.passes import ExposeSpikes
+    from ttsnn.targets import get_target
+
+    if record_spikes:
+        mod = ExposeSpikes()(mod)
+    return get_target(target).lower(mod)
+
+
+def build(
+    mod: tvm.IRModule,
+    target: str = "cpu",
+    *,
+    name: str = "network",
+    plan: Any = None,
+    record_spikes: bool = False,
+    watch: _Stopwatch | None = None,
+) -> CompiledModel:
+    """Compile a program (imported, decomposed) for a target."""
+    from ttsnn.targets import get_target
+
+    watch = watch or _Stopwatch()
+    chosen = get_target(target)
+    outputs = len(_outputs(mod))
+    with watch("lower"):
+        lowered = lower(mod, target, record_spikes=record_spikes)
+    with watch("codegen"):
+        executable = chosen.build(lowered)
+    meta = _meta(lowered) or _meta(mod)
+    exposed = [] if not record_spikes else _meta(lowered).get("outputs", [])[outputs:]
+    manifest = Manifest(
+        model=name,
+        target=_target_entry(chosen),
+        versions=versions(),
+        inputs=tuple(TensorSpec.from_json(s) for s in meta["inputs"]),
+        outputs=tuple(TensorSpec.from_json(s) for s in meta["outputs"]),
+        state=tuple(
+            StateEntry(s["input"], int(s["output"]), float(s.get("initial", 0.0)))
+            for s in meta.get("state", ())
+        ),
+        params=tuple(params_of(lowered)),
+        T=meta.get("T"),
+        alignment=int(getattr(chosen, "input_alignment", 64)),
+        plan=plan.to_json() if plan is not None else None,
+        kernels=tuple(
+            KernelEntry(k.name, k.rule, tuple(k.layers), int(k.macs))
+            for k in chosen.kernels(lowered)
+        ),
+        spikes=tuple(s["name"] for s in exposed),
+    )
+    return CompiledModel(executable, manifest, lowered, watch.seconds)
+
+
+def plan(
+    model: Any,
+    rule: Any = "vbmf",
+    mode: str = "ptt",
+    *,
+    options: ModelOptions | None = None,
+    example: Any = None,
+) -> Any:
+    """A :class:`ttsnn.plans.TTPlan` for a network.
+
+    Args:
+        model: what :func:`compile` accepts.
+        rule: ``"vbmf"``, ``"paper"``, ``"rank=R"``, ``"ratio=X"``, ``"energy=X"``, a plan file.
+        mode: form of the convolutions.
+        options: how to resolve ``model``, where it is a name.
+        example: example input, where the network does not say it.
+    """
+    return make_plan(import_source(resolve(model, options), example), rule, mode)
+
+
+def compare(model: Any, **settings: Any) -> dict[str, Any]:
+    """Compile a network, and compare it with PyTorch and other runtimes.
+
+    See :func:`ttsnn.runtime.compare.compare` for the settings and the fields of the result.
+    """
+    from ttsnn.runtime.compare import compare as run
+
+    return run(model, **settings)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a manifest names."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        ffi = version("apache-tvm-ffi")
+    except PackageNotFoundError:
+        ffi = "unknown"
+    return {"ttsnn": __version__, "tvm": tvm.__version__, "tvm_ffi": ffi}
+
+
+@dataclass
+class _Stopwatch:
+    """Seconds of each named step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+
+
+def _meta(mod: tvm.IRModule) -> dict[str, Any]:
+    """The frontend's description of a program."""
+    if mod.attrs is None or _META not in mod.attrs:
+        return {}
+    return json.loads(str(mod.attrs[_META]))
+
+
+def _outputs(mod: tvm.IRModule) -> list[Any]:
+    return list(_meta(mod).get("outputs", ()))
+
+
+def _target_entry(target: Any) -> dict[str, Any]:
+    """What the manifest says of the target; see :mod:`ttsnn.runtime.cpu`."""
+    llvm = getattr(target, "tvm_target", None)
+    features: Any = ()
+    if llvm is not None:
+        with contextlib.suppress(Exception):  # kinds without LLVM have no such list
+            features = tvm.get_global_func("target.llvm_get_cpu_features")(llvm)
+    return {
+        "name": target.name,
+        "llvm": str(llvm) if llvm is not None else "",
+        "arch": platform.machine(),
+        "features": from_llvm([str(f) for f in features]),
+    }
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse an impossible output before minutes of work."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise ArtifactError(f"{path}: not written, folder {folder} does not exist")
+    if path.is_dir():
+        raise ArtifactError(f"{path}: not written, it is a folder")
+    if not os.access(folder, os.W_OK):
+        raise ArtifactError(f"{path}: not written, folder {folder} is not writable")
+
+
+def _link(executable: Any) -> bytes:
+    """The executable as the bytes of a shared library."""
+    with tempfile.TemporaryDirectory(prefix="ttsnn-") as folder:
+        file = Path(folder) / "lib.so"
+        try:
+            executable.export_library(str(file), workspace_dir=folder)
+            return file.read_bytes()
+        except TTSNNError:
+            raise
+        except Exception as error:
+            text = str(error)
+            last = (text.strip().splitlines() or [""])[-1]
+            cure = (
+                f"the disk of {folder} is full; free space or set TMPDIR"
+                if "No space left" in text
+                else "linking needs a C++ compiler (g++ or clang++), see `ttsnn doctor`"
+            )
+            raise ArtifactError(f"the library cannot be linked ({last}): {cure}") from error
