@@ -36,13 +36,14 @@ class TimeModule(nn.Module):
                 else:
                     x = torch.stack([layer(x[t]) for t in range(steps)])
             return x
-        y = x.flatten(0, 1)
+        folded = False
         for layer in layers:
-            if getattr(layer, "takes_time", False):
-                y = layer(y.reshape(steps, batch, *y.shape[1:])).flatten(0, 1)
-            else:
-                y = layer(y)
-        return y.reshape(steps, batch, *y.shape[1:])
+            wanted = not getattr(layer, "takes_time", False)
+            if wanted != folded:
+                x = x.flatten(0, 1) if wanted else x.reshape(steps, batch, *x.shape[1:])
+                folded = wanted
+            x = layer(x)
+        return x.reshape(steps, batch, *x.shape[1:]) if folded else x
 
 
 class SpikingNetwork(TimeModule):
