@@ -39,7 +39,7 @@ def _tensor_train(
     runs = [runs_per_sample(mod, c) for c in calls]
     steps = sum(s for s, _ in runs)
     bias = params_of(mod).get(f"{name}.bias")
-    shapes = [static_shape(a) or () for a in calls[0].call.args[1:]]
+    shapes: list[tuple[int, ...]] = [static_shape(a) or () for a in calls[0].call.args[1:]]
     common = {
         "name": name,
         "out_size": runs[0][1],

@@ -77,7 +77,11 @@ def _classify(value: relax.Expr, bound: dict) -> tuple[str, relax.Expr, bool] | 
     if op == "relax.matmul":
         right = value.args[1]
         made = bound.get(right) if isinstance(right, relax.Var) else None
-        if op_name(made) == "relax.permute_dims" and int(made.args[0].ty.ndim) == 2:
+        if (
+            isinstance(made, relax.Call)
+            and op_name(made) == "relax.permute_dims"
+            and int(made.args[0].ty.ndim) == 2
+        ):
             axes = made.attrs.axes
             if axes is None or [int(a) for a in axes] == [1, 0]:
                 return "linear", made.args[0], True

@@ -55,7 +55,7 @@ def _describe(
     return LayerInfo(
         kind="conv2d",
         strides=(int(a.strides[0]), int(a.strides[1])),
-        padding=tuple(int(p) for p in a.padding),  # type: ignore[arg-type]
+        padding=tuple(int(p) for p in a.padding),
         dilation=(int(a.dilation[0]), int(a.dilation[1])),
         groups=int(a.groups),
         **common,
