@@ -324,7 +324,7 @@ def _nearest(exact: bool) -> Callable[..., Any]:
             if b % a == 0 and (index == np.arange(b) // (b // a)).all():
                 x = x if b == a else t.emit(relax.op.repeat(x, b // a, axis))
             else:
-                x = t.emit(relax.op.take(x, t.const(index, "int64"), axis))
+                x = t.emit(relax.op.take(x, t.const(index, "int64"), axis, mode="clip"))
         return x
 
     return convert

@@ -141,7 +141,7 @@ def _take(t: Translator, x: relax.Expr, index: int, dim: int) -> relax.Expr:
     written = t.scatters.get(x)
     if written is not None and written.dim == dim and index in written.writes:
         return written.writes[index]
-    return t.emit(relax.op.take(x, t.const(index, "int64"), dim))
+    return t.emit(relax.op.take(x, t.const(index, "int64"), dim, mode="clip"))
 
 
 @_register("select.int", "select_copy.int")
@@ -298,7 +298,7 @@ def _gather_pad(mode: str) -> Callable[..., Any]:
             size = _static(sizes[axis], "padding")
             line = torch.arange(size, dtype=torch.float64)[None, None]
             index = torch.nn.functional.pad(line, (low, high), mode=mode)[0, 0].long()
-            x = t.emit(relax.op.take(x, t.const(index.numpy(), "int64"), axis))
+            x = t.emit(relax.op.take(x, t.const(index.numpy(), "int64"), axis, mode="clip"))
         return x
 
     return convert

@@ -58,7 +58,8 @@ _KEEP_WHOLE = """
     slice_scatter.default softmax.int softplus.default split.Tensor split_with_sizes.default
     stack.default std.correction unbind.int upsample_bilinear2d.vec upsample_linear1d.vec
     upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec
-    upsample_trilinear3d.vec zeros_like.default
+    upsample_trilinear3d.vec zeros_like.default _upsample_nearest_exact1d.vec
+    _upsample_nearest_exact2d.vec _upsample_nearest_exact3d.vec
 """
 
 
@@ -126,7 +127,7 @@ def _numpy(name: str, value: torch.Tensor) -> np.ndarray:
         raise ModelImportError(f"parameter {name!r}: {err}; convert the model first") from None
     if value.layout != torch.strided:
         raise ModelImportError(f"parameter {name!r} is sparse; convert it with to_dense()")
-    return np.ascontiguousarray(value.cpu().numpy())
+    return np.asarray(value.cpu().numpy(), order="C")
 
 
 def _initial(name: str, value: torch.Tensor) -> float:

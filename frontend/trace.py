@@ -123,9 +123,10 @@ def export_module(
         args = tuple(
             a if d is None else _two_samples(a, d) for a, d in zip(args, axes, strict=True)
         )
-        # upper bound: sizes are multiplied by T and more
-        n = torch.export.Dim("n", min=1, max=2**20)
-        shapes = tuple(None if d is None else {d: n} for d in axes)
+        shapes = torch.export.ShapesCollection()
+        for arg, axis in zip(args, axes, strict=True):
+            if axis is not None:
+                shapes[arg] = {axis: torch.export.Dim.DYNAMIC}
     check_state(net, args)
     try:
         with quiet(), torch.no_grad():

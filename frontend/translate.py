@@ -164,11 +164,11 @@ class Translator:
 
     def tensor(self, x: Any, dtype: str) -> relax.Expr:
         """A tensor operand or a Python number, in ``dtype``."""
+        if isinstance(x, bool | int | float):
+            return self.const(x, dtype)
         if isinstance(x, relax.Expr) and isinstance(x.ty, relax.TensorType):
             return self.cast(x, dtype)
-        if isinstance(x, tvm.ir.PrimExpr):
-            raise Unsupported("arithmetic between a tensor and a size that varies with the batch")
-        return self.const(x, dtype)
+        raise Unsupported("arithmetic between a tensor and a size that varies with the batch")
 
     def reshape(self, x: relax.Expr, shape: list[Any]) -> relax.Expr:
         """``x`` in another shape; a reshape that undoes one before it gives back its operand."""
