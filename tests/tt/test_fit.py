@@ -1,5 +1,6 @@
 """Fitted cores against NumPy, PyTorch's convolution, SciPy and TensorLy."""
 
+import itertools
 import time
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_ptt_refinement_lowers_the_error_monotonically(cout, cin, kh, kw):
         errors.append(norm(slices - approximation) / norm(slices))
         assert len(fit.history) == iterations + 1
         assert fit.history[-1] == pytest.approx(errors[-1], abs=1e-9)
-    assert all(b <= a for a, b in zip(errors, errors[1:]))
+    assert all(b <= a for a, b in itertools.pairwise(errors))
     assert errors[-1] < errors[0] * 0.999
 
 
