@@ -119,7 +119,7 @@ class Net:
         kind = kind_of(values[0]) if values else "numpy"
         if self._state_outputs:
             with self._lock:
-                state = self._state or self._initial_state(sizes)
+                state = self._state or self.initial_state(sizes)
                 self._check_state(state, sizes)
                 results = self._run({**tensors, **state}, threads)
                 self._state = {k: results[i] for k, i in self._state_outputs.items()}
@@ -197,7 +197,8 @@ class Net:
         with self._lock:
             self._state = tensors
 
-    def _initial_state(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+    def initial_state(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """The state before the first call, as TVM tensors; ``sizes`` gives symbolic sizes."""
         specs = {s.name: s for s in self.manifest.inputs}
         state = {}
         for entry in self.manifest.state:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ttsnn.cli import COMMANDS
@@ -13,19 +14,28 @@ from ttsnn.sources import ModelOptions, ModelSource, parse_input_shape, resolve
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ttsnn.driver import CompiledModel
+    from ttsnn.runtime.net import Net
+
 __all__ = [
     "MODES",
+    "add_compile",
     "add_dtype",
     "add_model",
     "add_plan",
     "add_target",
     "add_threads",
     "command",
+    "compile_model",
     "console",
     "emit",
+    "load_net",
     "options_of",
+    "plan_summary",
     "positive",
     "resolve_model",
+    "status",
+    "warn_fallbacks",
 ]
 
 MODES = ("stt", "ptt", "htt")
@@ -106,12 +116,12 @@ def add_plan(parser: argparse.ArgumentParser, default: str | None = None) -> Non
     )
 
 
-def add_target(parser: argparse.ArgumentParser) -> None:
+def add_target(parser: argparse._ActionsContainer) -> None:
     """``--target``."""
     parser.add_argument("--target", default="cpu", help="see `ttsnn targets` (default: cpu)")
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
+def add_dtype(parser: argparse._ActionsContainer) -> None:
     """``--dtype``."""
     parser.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="(default: float32)"
@@ -123,6 +133,16 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=positive, metavar="K", help="CPU threads (default: all cores)"
     )
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """What every command that compiles asks: target, dtype, batch, dumps."""
+    group = parser.add_argument_group("compilation")
+    add_target(group)
+    add_dtype(group)
+    group.add_argument("--batch", type=positive, default=1, metavar="N", help="(default: 1)")
+    group.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open")
+    group.add_argument("--dump-ir", metavar="DIR", help="write the IR after every pass there")
 
 
 def options_of(args: argparse.Namespace) -> ModelOptions:
@@ -142,6 +162,75 @@ def options_of(args: argparse.Namespace) -> ModelOptions:
 def resolve_model(args: argparse.Namespace) -> ModelSource:
     """The network of a command line that has :func:`add_model`'s options."""
     return resolve(args.model, options_of(args))
+
+
+def compile_model(
+    args: argparse.Namespace,
+    source: ModelSource,
+    *,
+    record_spikes: bool = False,
+    out: str | None = None,
+) -> CompiledModel:
+    """Compile with :func:`add_plan`'s and :func:`add_compile`'s options, with a spinner."""
+    from ttsnn import driver
+
+    with status(args, f"compiling {source.name} for {args.target}"):
+        return driver.compile(
+            source,
+            target=args.target,
+            plan=None if args.plan in (None, "none") else args.plan,
+            mode=args.mode,
+            init=args.init,
+            seed=args.seed,
+            dtype=args.dtype,
+            dynamic_batch=args.dynamic_batch,
+            batch=args.batch,
+            record_spikes=record_spikes,
+            out=out,
+            dump_ir=args.dump_ir,
+        )
+
+
+def load_net(args: argparse.Namespace, *, record_spikes: bool = False) -> Net:
+    """The network of a command line: an artifact is loaded, anything else is compiled."""
+    if args.model.lower().endswith(".ttsnn"):
+        from ttsnn.runtime.net import load
+
+        return load(args.model)
+    return compile_model(args, resolve_model(args), record_spikes=record_spikes)
+
+
+def plan_summary(plan: dict | None) -> dict | None:
+    """The plan of a manifest in a few words; None without one."""
+    if plan is None:
+        return None
+    layers = plan["layers"].values()
+    return {
+        "rule": plan.get("rule", ""),
+        "layers": len(layers),
+        "modes": sorted({layer["mode"] for layer in layers}),
+    }
+
+
+def warn_fallbacks(names: Sequence[str]) -> None:
+    """Say loudly on stderr that kernels run as plain loops."""
+    if names:
+        print(
+            f"WARNING: {len(names)} kernel(s) have no schedule and run as plain loops, many times "
+            f"slower than they could: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}",
+            file=sys.stderr,
+        )
+
+
+def status(args: argparse.Namespace, text: str) -> Any:
+    """A spinner on stderr while something long runs; nothing where stderr is no terminal."""
+    import contextlib
+
+    if args.json or not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
 
 
 def console() -> Console:
