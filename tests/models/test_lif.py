@@ -12,6 +12,7 @@ from ttsnn.errors import ModelImportError, TTSNNError
 from ttsnn.lif_attrs import FIRES, FORMS, RESET_TIMINGS, RESETS, SURROGATES, LifAttrs
 from ttsnn.models import LIF, lif
 
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 SETTINGS = list(itertools.product(FORMS, RESETS, RESET_TIMINGS, FIRES))
 
 
@@ -265,7 +266,9 @@ def test_export_keeps_one_node(dynamic, dtype) -> None:
 
 def test_operator_is_registered_soundly() -> None:
     x, v0 = draw(15, 3, 2, 4).requires_grad_(), draw(16, 2, 4).requires_grad_()
-    torch.library.opcheck(torch.ops.ttsnn.lif.default, (x, v0, None, None), LifAttrs().to_dict())
+    torch.library.opcheck(
+        torch.ops.ttsnn.lif.default, (x, v0, None, None), LifAttrs().to_dict(), test_utils=CHECKS
+    )
 
 
 @pytest.mark.parametrize(
