@@ -8,9 +8,7 @@ membrane stays in registers over the timesteps of a block.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -21,7 +19,7 @@ from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, clip, leaves_image
 from ttsnn.passes.cpu.kernels.neuron import lif_step
 from ttsnn.passes.cpu.kernels.pack import packed_channels
-from ttsnn.passes.cpu.kernels.register_tile import RegisterTile, chunks
+from ttsnn.passes.cpu.kernels.register_tile import Point, RegisterTile, chunks
 from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, LayerParams, layer_params
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, StageTile, layer_panels
 from ttsnn.passes.cpu.kernels.tir import Body, at_most, fold, i64, load, splat, vector
@@ -49,10 +47,13 @@ class _Array:
         pixel = (i64(row) * self.width + (column + self.left)) * self.channels
         return self.base + t * self.time_stride + pixel
 
-    def offset(self, t: int, row: int, column: int) -> Expr | int:
-        """Distance between elements; a constant unless the batch is symbolic and t > 0."""
-        near = (row * self.width + column) * self.channels
-        return near if t == 0 else self.time_stride * t + near
+    @property
+    def row_stride(self) -> int:
+        return self.width * self.channels
+
+    def offset(self, t: Expr, row: Expr, column: Expr) -> Expr:
+        """Distance between two elements."""
+        return t * self.time_stride + row * self.row_stride + column * self.channels
 
 
 def fused_layer(
@@ -290,12 +291,11 @@ class _Emitter:
         """A register tile with the sums of one panel, from pixel (row, column) on."""
         stage, tile, source = call.stage, call.tile, call.source
         start, width = panel
-        (sh, sw), rows = stage.strides, []
+        sh, sw = stage.strides
         top = min(tap[0] for tap in stage.taps)
-        for dt, i, j in _points(tile):
-            rows.append(source.offset(dt, i * sh, j * sw))
-        taps = [source.offset(0, dh - top, dw) for dh, dw in stage.taps]
-        acc = RegisterTile(self.body, self.config.dtype, len(rows), vectors)
+        taps = [(dh - top) * source.row_stride + dw * source.channels for dh, dw in stage.taps]
+        shape = (tile.time, tile.height, tile.width)
+        acc = RegisterTile(self.body, self.config.dtype, shape, vectors)
         acc.zero()
         taps_channels = len(stage.taps) * stage.in_channels
         if self.config.packing is None:
@@ -305,8 +305,8 @@ class _Emitter:
         acc.accumulate(
             source.buffer,
             self.body.bind(source.at(t, row * sh, column * sw), "in_at"),
-            rows,
-            [int(o) for o in taps],
+            lambda dt, dy, dx: source.offset(dt, dy * sh, dx * sw),
+            taps,
             stage.in_channels,
             self.flat[call.weight],
             self.body.bind(i64(weight_base), "weight_at"),
@@ -326,10 +326,10 @@ class _Emitter:
                 acc = self._accumulate(call, panel, index, t * tile.time, row, column, vectors)
                 base = to.at(t * tile.time, row, column) + panel[0] + index * panel[1]
                 base = b.bind(base, "out_at")
-                points = list(_points(tile))
-                for r, c, n, at in acc.elements():
-                    target = vector(base + to.offset(*points[r]) + c, n)
-                    b.store(to.buffer, load(acc.buffer, at), target)
+                with acc.pixels() as pixel:
+                    for c, n in vectors:
+                        target = vector(base + to.offset(*pixel) + c, n)
+                        b.store(to.buffer, acc.get(pixel, c, n), target)
 
         self._panel_loops(call, low, high, emit)
 
@@ -344,32 +344,30 @@ class _Emitter:
             pixel = (row * self.width + column) * self.channels + start + i * width
             pixel = b.bind(pixel, "pixel")
             channel = start + i * width
-            pixels = [(r, c) for t, r, c in _points(tile) if t == 0]
             v = None
             if config.lif is not None:
-                v = RegisterTile(b, config.dtype, len(pixels), vectors, "v")
-                self._load_membrane(v, pixels, pixel, index)
+                shape = (1, tile.height, tile.width)
+                v = RegisterTile(b, config.dtype, shape, vectors, "v")
+                self._load_membrane(v, pixel, index)
             if same:
                 acc = self._accumulate(call, panel, i, 0, row, column, vectors)
                 with b.loop(steps, "t") as t:
-                    self._finish(acc, v, pixels, [t0 + t], pixel, channel)
+                    self._finish(acc, v, t0 + t, pixel, channel)
             else:
                 with b.loop(self.tiles.time_block // tile.time, "t") as t:
                     step = t * tile.time
                     acc = self._accumulate(call, panel, i, step, row, column, vectors)
-                    times = [t0 + step + dt for dt in range(tile.time)]
-                    self._finish(acc, v, pixels, times, pixel, channel)
+                    self._finish(acc, v, t0 + step, pixel, channel)
             if v is not None:
-                self._store_membrane(v, pixels, pixel, index)
+                self._store_membrane(v, pixel, index)
 
         self._panel_loops(call, i64(0), i64(self.tiles.strip_rows), emit)
 
-    def _near(self, pixel: tuple[int, int], c: int) -> int:
-        return (pixel[0] * self.width + pixel[1]) * self.channels + c
+    def _near(self, pixel: Point, c: int) -> Expr:
+        """Distance of channel ``c`` of a tile's pixel from the tile's first element."""
+        return (pixel[1] * self.width + pixel[2]) * self.channels + c
 
-    def _load_membrane(
-        self, v: RegisterTile, pixels: list[tuple[int, int]], pixel: Expr, index: Expr
-    ) -> None:
+    def _load_membrane(self, v: RegisterTile, pixel: Expr, index: Expr) -> None:
         if self.state is not None:
             source, base = self.state, (index % 2) * self.strip + pixel
         elif self.config.v0:
@@ -377,13 +375,11 @@ class _Emitter:
         else:
             v.zero()
             return
-        for r, c, n, at in v.elements():
-            value = load(source, vector(base + self._near(pixels[r], c), n))
-            self.body.store(v.buffer, value, at)
+        with v.pixels() as near:
+            for c, n in v.vectors:
+                v.set(load(source, vector(base + self._near(near, c), n)), near, c, n)
 
-    def _store_membrane(
-        self, v: RegisterTile, pixels: list[tuple[int, int]], pixel: Expr, index: Expr
-    ) -> None:
+    def _store_membrane(self, v: RegisterTile, pixel: Expr, index: Expr) -> None:
         if self.state is not None:
             # the other half: a shifted tile at the edge reads some pixels a second time
             target, base = self.state, ((index + 1) % 2) * self.strip + pixel
@@ -391,53 +387,45 @@ class _Emitter:
             target, base = self.flat["v_last"], self._image_base(None, self.h0) + pixel
         else:
             return
-        for r, c, n, at in v.elements():
-            where = vector(base + self._near(pixels[r], c), n)
-            self.body.store(target, load(v.buffer, at), where)
+        with v.pixels() as near:
+            for c, n in v.vectors:
+                where = vector(base + self._near(near, c), n)
+                self.body.store(target, v.get(near, c, n), where)
 
     def _finish(
-        self,
-        acc: RegisterTile,
-        v: RegisterTile | None,
-        pixels: list[tuple[int, int]],
-        times: list[Expr],
-        pixel: Expr,
-        channel: Expr,
+        self, acc: RegisterTile, v: RegisterTile | None, t: Expr, pixel: Expr, channel: Expr
     ) -> None:
         """Bias, residual, neuron and stores for the timesteps of a register tile."""
         b, config = self.body, self.config
-        for dt, t in enumerate(times):
-            base = b.bind(self._image_base(t, self.h0) + pixel, "out_at")
-            side = base
-            if config.residual_T == 1 and config.residual:
-                side = b.bind(self._image_base(0, self.h0) + pixel, "residual_at")
-            for r, point in enumerate(pixels):
-                row = dt * len(pixels) + r
-                for c, n in acc.vectors:
-                    near = self._near(point, c)
-                    value = load(acc.buffer, vector(row * acc.width + c, n))
-                    if config.bias:
-                        value = value + load(self.flat["bias"], vector(channel + c, n))
-                    if config.residual:
-                        value = value + load(self.flat["residual"], vector(side + near, n))
-                    value = b.bind(value, "m")
-                    if "membrane" in config.emit:
-                        b.store(self.flat["membrane"], value, vector(base + near, n))
-                    if v is not None:
-                        self._neuron(value, v, vector(r * v.width + c, n), base + near, n)
+        step = self.p.batch * (self.height * self.width * self.channels)
+        base = b.bind(self._image_base(t, self.h0) + pixel, "out_at")
+        side, side_step = base, step
+        if config.residual and config.residual_T == 1:
+            side, side_step = b.bind(self._image_base(0, self.h0) + pixel, "side_at"), i64(0)
+        with acc.pixels() as near:
+            for c, n in acc.vectors:
+                value = acc.get(near, c, n)
+                if config.bias:
+                    value = value + load(self.flat["bias"], vector(channel + c, n))
+                offset = self._near(near, c)
+                if config.residual:
+                    at = side + near[0] * side_step + offset
+                    value = value + load(self.flat["residual"], vector(at, n))
+                value = b.bind(value, "m")
+                out = base + near[0] * step + offset
+                if "membrane" in config.emit:
+                    b.store(self.flat["membrane"], value, vector(out, n))
+                if v is not None:
+                    self._neuron(value, v, ((i64(0), *near[1:]), c, n), out)
 
-    def _neuron(self, value: Expr, v: RegisterTile, at: Expr, out: Expr, lanes: int) -> None:
-        b, config = self.body, self.config
-        before = b.bind(load(v.buffer, at), "v_before")
+    def _neuron(self, value: Expr, v: RegisterTile, at: tuple[Point, int, int], out: Expr) -> None:
+        """One timestep: spikes to their place, the membrane stays in registers."""
+        b, config, lanes = self.body, self.config, at[2]
+        before = b.bind(v.get(*at), "v_before")
         spikes, after = lif_step(config.lif, value, before, config.dtype, lanes)
         if "spikes" in config.emit:
             b.store(self.flat["spikes"], spikes, vector(out, lanes))
-        b.store(v.buffer, after, at)
-
-
-def _points(tile: StageTile) -> Iterator[tuple[int, int, int]]:
-    """(timestep, row, column) of each row of a register tile."""
-    return itertools.product(range(tile.time), range(tile.height), range(tile.width))
+        v.set(after, *at)
 
 
 @dataclass(frozen=True)

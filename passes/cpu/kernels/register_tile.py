@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Var
 
-from ttsnn.passes.cpu.kernels.tir import Body, i64, load, splat, vector
+from ttsnn.passes.cpu.kernels.tir import Body, flat_index, i64, load, splat, vector
 
-__all__ = ["RegisterTile", "chunks"]
+__all__ = ["Point", "RegisterTile", "chunks"]
+
+Point = tuple[Expr, Expr, Expr]
+"""Timestep, row and column of a pixel within a register tile."""
 
 
 def chunks(width: int, lanes: int) -> list[tuple[int, int]]:
@@ -28,38 +33,60 @@ def chunks(width: int, lanes: int) -> list[tuple[int, int]]:
 
 @dataclass
 class RegisterTile:
-    """Sums of ``rows`` pixels × one panel of channels.
+    """Sums of a block of pixels × one panel of channels.
 
-    The buffer is indexed by constants only, so that LLVM keeps it in registers.
+    Its loops are unrolled by TVM, so that all indices become constants and LLVM keeps the buffer
+    in registers.
+
+    Attributes:
+        shape: (timesteps, rows, columns) of the pixels.
+        vectors: (first channel, lanes) of the vectors of a panel.
     """
 
     body: Body
     dtype: str
-    rows: int
+    shape: tuple[int, int, int]
     vectors: Sequence[tuple[int, int]]
     name: str = "acc"
 
     def __post_init__(self) -> None:
         self.width = sum(n for _, n in self.vectors)
-        size = self.rows * self.width
+        size = math.prod(self.shape) * self.width
         self.buffer = self.body.alloc(size, self.dtype, self.name, scope="local")
 
-    def elements(self) -> Iterator[tuple[int, int, int, Expr]]:
-        """(row, first channel, lanes, index in the buffer) of each vector."""
-        for row in range(self.rows):
-            for start, lanes in self.vectors:
-                yield row, start, lanes, vector(row * self.width + start, lanes)
+    @contextmanager
+    def pixels(self) -> Iterator[Point]:
+        """Unrolled loops over the pixels."""
+        b, (t, h, w) = self.body, self.shape
+        with (
+            b.loop(t, "dt", "unrolled") as dt,
+            b.loop(h, "dy", "unrolled") as dy,
+            b.loop(w, "dx", "unrolled") as dx,
+        ):
+            yield dt, dy, dx
+
+    def _at(self, pixel: Point, start: int, lanes: int) -> Expr:
+        return vector(flat_index(pixel, self.shape) * self.width + start, lanes)
+
+    def get(self, pixel: Point, start: int, lanes: int) -> Expr:
+        """The sums of ``lanes`` channels from ``start`` on."""
+        return load(self.buffer, self._at(pixel, start, lanes))
+
+    def set(self, value: Expr, pixel: Point, start: int, lanes: int) -> None:
+        """Replace these sums."""
+        self.body.store(self.buffer, value, self._at(pixel, start, lanes))
 
     def zero(self) -> None:
         """Set all sums to zero."""
-        for _, _, lanes, at in self.elements():
-            self.body.store(self.buffer, splat(0.0, self.dtype, lanes), at)
+        with self.pixels() as pixel:
+            for start, lanes in self.vectors:
+                self.set(splat(0.0, self.dtype, lanes), pixel, start, lanes)
 
     def accumulate(
         self,
         source: Var,
         base: Expr,
-        row_offsets: Sequence[int | Expr],
+        offset: Callable[[Expr, Expr, Expr], Expr],
         tap_offsets: Sequence[int],
         channels: int,
         weight: Var,
@@ -70,44 +97,35 @@ class RegisterTile:
         """Add the products of a stage.
 
         Args:
-            source: flat buffer of inputs; pixel ``row`` of the tile, tap ``j``, channel ``k``
-                is at ``base + row_offsets[row] + tap_offsets[j] + k``.
+            source: flat buffer of inputs; a pixel of the tile, tap ``j``, channel ``k`` is at
+                ``base + offset(*pixel) + tap_offsets[j] + k``.
             channels: number of input channels.
             weight: flat weights; tap ``j``, channel ``k``, vector start ``c`` is at
                 ``weight_base + (j · channels + k) · weight_stride + c``.
             k_unroll: channels a step of the inner loop.
         """
         b = self.body
+        unroll = min(k_unroll, channels)
+        steps, rest = divmod(channels, unroll)
         with b.loop(len(tap_offsets), "tap") as tap:
             at = b.bind(base + _pick(tap, tap_offsets), "at")
             w_at = b.bind(weight_base + tap * (channels * weight_stride), "w_at")
-            unroll = min(k_unroll, channels)
-            steps, rest = divmod(channels, unroll)
-            with b.loop(steps, "ko") as ko:
-                for u in range(unroll):
-                    k = ko * unroll + u
-                    self._rank1(source, at, row_offsets, k, weight, w_at + k * weight_stride)
-            for k in range(channels - rest, channels):
-                self._rank1(source, at, row_offsets, k, weight, w_at + k * weight_stride)
 
-    def _rank1(
-        self,
-        source: Var,
-        at: Expr,
-        row_offsets: Sequence[int | Expr],
-        k: Expr | int,
-        weight: Var,
-        w_at: Expr,
-    ) -> None:
-        """Add the outer product of one input channel of all rows and one row of weights."""
-        b = self.body
-        loaded = [b.bind(load(weight, vector(w_at + c, n)), "w") for c, n in self.vectors]
-        for row, offset in enumerate(row_offsets):
-            x = b.bind(load(source, at + offset + k), "a")
-            for (c, n), w in zip(self.vectors, loaded):
-                index = vector(row * self.width + c, n)
-                product = splat(x, self.dtype, n) * w
-                b.store(self.buffer, load(self.buffer, index) + product, index)
+            def add(k: Expr) -> None:
+                """Add the outer product of one channel of all pixels and one row of weights."""
+                row = w_at + k * weight_stride
+                loaded = [b.bind(load(weight, vector(row + c, n)), "w") for c, n in self.vectors]
+                with self.pixels() as pixel:
+                    x = b.bind(load(source, at + offset(*pixel) + k), "a")
+                    for (c, n), w in zip(self.vectors, loaded):
+                        product = splat(x, self.dtype, n) * w
+                        self.set(self.get(pixel, c, n) + product, pixel, c, n)
+
+            with b.loop(steps, "ko") as ko, b.loop(unroll, "ki", "unrolled") as ki:
+                add(ko * unroll + ki)
+            if rest:
+                with b.loop(rest, "ki", "unrolled", start=channels - rest) as ki:
+                    add(ki)
 
 
 def _pick(index: Expr, values: Sequence[int]) -> Expr:

@@ -90,9 +90,14 @@ class Body:
         return var
 
     def alloc(self, size: int, dtype: str, name: str, scope: str = "global") -> Var:
-        """A flat buffer; scope ``"local"`` where all indices will be constants (registers)."""
+        """A flat buffer: from TVM's workspace pool, or with scope ``"local"`` on the stack.
+
+        Local buffers whose indices all become constants end up in registers.
+        """
         buffer = tirx.decl_buffer((i64(size),), dtype, name, scope=scope)
-        self.emit(AllocBuffer(buffer))
+        # without the annotation TVM takes local buffers over 1 KiB from the pool too
+        note = {"disable_lower_builtin": True} if scope == "local" else {}
+        self.emit(AllocBuffer(buffer, note))
         return buffer
 
     def view(self, buffer: Var, size: int | Expr, dtype: str, name: str) -> Var:
