@@ -79,7 +79,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     if model is old:
         return new
     for module in model.modules():
-        for name, child in list(module.named_children()):
+        for name, child in list(module._modules.items()):  # named_children hides repetitions
             if child is old:
                 setattr(module, name, new)
     return model
