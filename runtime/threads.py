@@ -1,7 +1,7 @@
 """CPU threads of compiled networks, and living beside PyTorch's pool.
 
 TVM keeps one pool of worker threads for each calling thread. Three of its defaults do not suit
-a library inside a larger process, so they are set (unless the user has) before the first pool starts:
+a library inside a larger process, so they are set (unless the user did) before any pool starts:
 
 - ``TVM_NUM_THREADS``: how large a pool can ever become; TVM takes half the logical CPUs and
   never grows a pool. Here: all CPUs that the process may use. How many are *used* is decided by

@@ -31,6 +31,7 @@ __all__ = [
     "emit",
     "load_net",
     "options_of",
+    "plan_of",
     "plan_summary",
     "positive",
     "resolve_model",
@@ -164,6 +165,11 @@ def resolve_model(args: argparse.Namespace) -> ModelSource:
     return resolve(args.model, options_of(args))
 
 
+def plan_of(args: argparse.Namespace) -> str | None:
+    """``--plan``, None where the network stays dense."""
+    return None if args.plan in (None, "none") else args.plan
+
+
 def compile_model(
     args: argparse.Namespace,
     source: ModelSource,
@@ -178,7 +184,7 @@ def compile_model(
         return driver.compile(
             source,
             target=args.target,
-            plan=None if args.plan in (None, "none") else args.plan,
+            plan=plan_of(args),
             mode=args.mode,
             init=args.init,
             seed=args.seed,

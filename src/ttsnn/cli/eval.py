@@ -153,10 +153,9 @@ def _torch_step(args: argparse.Namespace, source: Any) -> Step:
     from ttsnn import driver, models
 
     module = source.module.to(getattr(torch, args.dtype))
-    if args.plan not in (None, "none"):
-        plan = driver.make_plan(
-            driver.import_source(source, dtype=args.dtype), args.plan, args.mode
-        )
+    if _common.plan_of(args) is not None:
+        program = driver.import_source(source, dtype=args.dtype)
+        plan = driver.make_plan(program, args.plan, args.mode)
         module = models.apply_plan(module, plan, init=args.init, seed=args.seed)
     if args.threads:
         torch.set_num_threads(args.threads)
