@@ -20,6 +20,7 @@ from ttsnn.models.zoo import (
     example_input,
     spikes_of,
 )
+from ttsnn.weights import load_weights
 
 __all__ = [
     "DATASETS",
@@ -46,6 +47,7 @@ __all__ = [
     "example_input",
     "lif",
     "load_dataset",
+    "load_weights",
     "merge_tt",
     "set_time_execution",
     "spikes_of",

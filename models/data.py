@@ -143,14 +143,16 @@ def load_dataset(
         raise DataError(f"{name}: unknown split {split!r}; use one of {', '.join(SPLITS)}")
     spec = replace(spec, T=T or spec.T, image_size=image_size or spec.image_size)
     if name == "digits":
-        return _images(spec, split, *_digits(split), normalize)
+        pixels, labels = _digits(split)
+        return _images(spec, split, pixels, labels, normalize)
     if root is None:
         raise DataError(f"{name}: give the folder that holds its files (root=…, --data DIR)")
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"{name}: {folder} is no folder")
     if spec.static:
-        return _images(spec, split, *read_cifar(name, folder, split, partial=partial), normalize)
+        pixels, labels = read_cifar(name, folder, split, partial=partial)
+        return _images(spec, split, pixels, labels, normalize)
     files = find_event_files(name, folder, split, spec.classes, partial=partial)
     return EventDataset(spec, split, files, split_by)
 

@@ -194,7 +194,7 @@ class LIF(nn.Module):
         """
         values: dict[str, Any] = self.attrs.to_dict()
         if self.attrs.decay_operand:
-            decay = self.decay
+            decay: Any = self.decay
             if self._squash == "sigmoid":
                 decay = decay.sigmoid()
             elif self._squash == "clamp":

@@ -170,7 +170,7 @@ def lif_backward(
 
 class _Lif(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, v0, decay, threshold, a):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, v0, decay, threshold, a):
         spikes, v_last, membranes = lif_scan(x, v0, decay, threshold, a)
         ctx.save_for_backward(x, v0, decay, threshold, *membranes)
         ctx.attrs = a
@@ -179,7 +179,7 @@ class _Lif(torch.autograd.Function):
         return spikes, v_last.clone() if v_last is membranes[-1] else v_last
 
     @staticmethod
-    def backward(ctx, g_spikes, g_last):  # type: ignore[no-untyped-def]
+    def backward(ctx, g_spikes, g_last):
         x, v0, decay, threshold, *membranes = ctx.saved_tensors
         gx, gv, gd, gt = lif_backward(
             x, v0, decay, threshold, ctx.attrs, g_spikes, g_last, membranes
@@ -216,16 +216,16 @@ def _lif_op(
 
 
 @_lif_op.register_fake
-def _lif_fake(x, v0, decay_tensor, threshold_tensor, **attrs):  # type: ignore[no-untyped-def]
+def _lif_fake(x, v0, decay_tensor, threshold_tensor, **attrs):
     return x.new_empty(x.shape), x.new_empty(x.shape[1:])
 
 
-def _op_context(ctx, inputs, keyword_only_inputs, output):  # type: ignore[no-untyped-def]
+def _op_context(ctx, inputs, keyword_only_inputs, output):
     ctx.save_for_backward(*inputs)
     ctx.attrs = LifAttrs(**keyword_only_inputs)
 
 
-def _op_backward(ctx, g_spikes, g_last):  # type: ignore[no-untyped-def]
+def _op_backward(ctx, g_spikes, g_last):
     x, v0, decay, threshold = ctx.saved_tensors
     gx, gv, gd, gt = lif_backward(x, v0, decay, threshold, ctx.attrs, g_spikes, g_last)
     return gx, None if v0 is None else gv, gd, gt

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ class TimeModule(nn.Module):
     def over_time(self, x: Tensor, *layers: nn.Module) -> Tensor:
         """Apply layers without state one after the other to [T, N, …]."""
         steps, batch = x.shape[:2]
+        layer: Any
         if self.time_execution == "loop":
             for layer in layers:
                 if isinstance(layer, _NORMS):

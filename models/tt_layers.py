@@ -68,6 +68,11 @@ class TTConv2d(nn.Module):
         ModelImportError: other arguments are wrong, or the input does not fit.
     """
 
+    g1: Tensor
+    g2: Tensor
+    g3: Tensor
+    g4: Tensor
+
     def __init__(
         self,
         in_channels: int,

@@ -152,7 +152,7 @@ def _tt_conv2d_op(
 
 
 @_tt_conv2d_op.register_fake
-def _tt_conv2d_fake(x, g1, g2, g3, g4, *, mode, timesteps, strides, padding, dilation):  # type: ignore[no-untyped-def]
+def _tt_conv2d_fake(x, g1, g2, g3, g4, *, mode, timesteps, strides, padding, dilation):
     check_conv2d(x, (g1, g2, g3, g4), mode, strides, padding, dilation)
     top, left, bottom, right = padding
     height = x.shape[-2] + top + bottom - dilation[0] * (g2.shape[2] - 1) - 1
@@ -161,12 +161,12 @@ def _tt_conv2d_fake(x, g1, g2, g3, g4, *, mode, timesteps, strides, padding, dil
     return x.new_empty((*x.shape[:-3], g4.shape[0], *sizes))
 
 
-def _conv2d_context(ctx, inputs, keyword_only_inputs, output):  # type: ignore[no-untyped-def]
+def _conv2d_context(ctx, inputs, keyword_only_inputs, output):
     ctx.save_for_backward(*inputs)
     ctx.attrs = keyword_only_inputs
 
 
-def _conv2d_backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _conv2d_backward(ctx, grad):
     a = ctx.attrs
     with torch.enable_grad():
         x, *cores = (t.detach().requires_grad_() for t in ctx.saved_tensors)
@@ -279,17 +279,17 @@ def _tt_linear_op(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
 
 
 @_tt_linear_op.register_fake
-def _tt_linear_fake(x, cores):  # type: ignore[no-untyped-def]
+def _tt_linear_fake(x, cores):
     check_linear(x, cores)
     return x.new_empty((*x.shape[:-1], _numel(cores, 1)))
 
 
-def _linear_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _linear_context(ctx, inputs, output):
     x, cores = inputs
     ctx.save_for_backward(x, *cores)
 
 
-def _linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _linear_backward(ctx, grad):
     with torch.enable_grad():
         x, *cores = (t.detach().requires_grad_() for t in ctx.saved_tensors)
         gx, *gcores = torch.autograd.grad(_linear_impl(x, cores), [x, *cores], grad)

@@ -116,7 +116,8 @@ def apply_plan(model: nn.Module, plan: TTPlan, *, init: str = "fit", seed: int =
 def _factorised(
     name: str, dense: nn.Module, layer: TTLayer, T: int | None, init: str, seed: int
 ) -> nn.Module:
-    weight: Tensor = dense.weight.detach()  # type: ignore[assignment]
+    assert isinstance(dense, (nn.Conv2d, nn.Linear))
+    weight = dense.weight.detach()
     bias = dense.bias
     cores = cores_of_layer(name, layer, weight.cpu().numpy(), T=T, init=init, seed=seed)
     new: nn.Module
@@ -148,7 +149,7 @@ def _factorised(
         for key, core in cores.items():
             parameters[key].copy_(torch.from_numpy(core))
         if bias is not None:
-            parameters["bias"].copy_(bias)  # type: ignore[arg-type]
+            parameters["bias"].copy_(bias)
     return new
 
 

@@ -131,7 +131,7 @@ def create(
 
 
 def example_input(
-    model: nn.Module,
+    model: Any,
     batch: int = 1,
     dtype: torch.dtype | str = torch.float32,
     seed: int = 0,

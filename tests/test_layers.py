@@ -18,7 +18,7 @@ ALLOWED = {
     "core": CORE,
     "ops": CORE | {"ops", "program"},
     "program": CORE | {"program"},
-    "models": CORE | {"models"},
+    "models": CORE | {"models", "weights"},
     "frontend": CORE | {"ops", "program", "models", "frontend"},
     "passes": CORE | {"ops", "program", "passes", "targets"},
     "targets": CORE | {"ops", "program", "passes", "targets"},
