@@ -213,6 +213,8 @@ def check_gradient(harness, c, names=(), shapes=(), steps=5, shape=(2, 3)):
 @pytest.mark.parametrize("timing", TIMINGS)
 @pytest.mark.parametrize("reset", RESETS)
 def test_gradient_is_backpropagation_through_time(harness, reset, timing, detach):
+    if reset == "none" and (timing != "after_fire" or not detach):
+        pytest.skip("the same computation as another case")
     # the reset's gradient and the update's do not meet: one form is enough to test the former
     for form in FORMS if detach else FORMS[:1]:
         c = LifAttrs(

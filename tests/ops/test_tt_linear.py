@@ -34,17 +34,6 @@ def dense(gs):
     return w
 
 
-@pytest.mark.parametrize("lead", [(), (1,), (3,), (2, 3)])
-@pytest.mark.parametrize("name", SHAPES)
-def test_equals_the_dense_product(harness, name, lead):
-    gs = cores(name)
-    w = dense(list(gs.values()))
-    a = {"x": RNG.normal(size=(*lead, w.shape[1]))} | gs
-    for batch in (None, {"x": len(lead) - 1}) if lead else (None,):
-        (got,) = harness.eval(lambda bb, *v: ttsnn.ops.tt_linear(*v), a, batch)
-        np.testing.assert_allclose(got, a["x"] @ w.T, rtol=1e-12, atol=1e-12)
-
-
 def torch_dense(gs):
     """The same weight by torch, two cores at a time."""
     w = gs[0]
@@ -53,35 +42,40 @@ def torch_dense(gs):
     return w[0, :, :, 0]
 
 
-@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
-@pytest.mark.parametrize("name", SHAPES)
-def test_gradients_equal_autograd(harness, name, lead):
+@pytest.mark.parametrize(
+    ("name", "lead"), [("one core", ()), ("two", (2, 1)), ("three", (3,)), ("four, rank 1", (1,))]
+)
+def test_equals_the_dense_product_and_its_gradients_equal_autograd(harness, name, lead):
     gs = cores(name)
-    n = int(np.prod([g.shape[2] for g in gs.values()]))
-    a = {"x": RNG.normal(size=(*lead, n))} | gs
+    w = dense(list(gs.values()))
+    a = {"x": RNG.normal(size=(*lead, w.shape[1]))} | gs
     t = {k: torch.tensor(v, requires_grad=True) for k, v in a.items()}
-    w = torch_dense([t[k] for k in gs])
-    np.testing.assert_allclose(w.detach(), dense(list(gs.values())), rtol=1e-12, atol=1e-12)
-    (t["x"] @ w.T).sin().sum().backward()
+    out = t["x"] @ torch_dense([t[k] for k in gs]).T
+    a["dy"] = RNG.normal(size=out.shape)
+    (out * torch.tensor(a["dy"])).sum().backward()
 
-    def loss(bb, *v):
-        y = bb.emit(ttsnn.ops.tt_linear(*v))
-        return relax.op.sum(bb.emit(relax.op.sin(y)))
+    def both(bb, *v):
+        y, grads = ttsnn.ops.tt_linear(*v[:-1]), ttsnn.ops.tt_linear_backward(*v)
+        return relax.Tuple([bb.emit(y), bb.emit(grads)])
 
-    for key, grad in harness.grads(loss, a, list(a)).items():
+    batch = {"x": len(lead) - 1, "dy": len(lead) - 1} if lead else None
+    y, *grads = harness.eval(both, a, batch)
+    np.testing.assert_allclose(y, a["x"] @ w.T, rtol=1e-12, atol=1e-12)
+    for key, grad in zip(t, grads, strict=True):
         np.testing.assert_allclose(grad, t[key].grad, rtol=1e-12, atol=1e-12, err_msg=key)
 
 
-def test_symbolic_batch_backward(harness):
+def test_through_the_gradient_pass(harness):
     gs = cores("two")
-    w = dense(list(gs.values()))
-    a = {"x": RNG.normal(size=(2, 3, 6))} | gs | {"dy": RNG.normal(size=(2, 3, 10))}
-    got = harness.eval(lambda bb, *v: ttsnn.ops.tt_linear_backward(*v), a, batch={"x": 1, "dy": 1})
-    np.testing.assert_allclose(got[0], a["dy"] @ w, rtol=1e-12)
-    t = [torch.tensor(g, requires_grad=True) for g in gs.values()]
-    (torch.tensor(a["x"]) @ torch_dense(t).T * torch.tensor(a["dy"])).sum().backward()
-    for grad, want in zip(got[1:], t, strict=True):
-        np.testing.assert_allclose(grad, want.grad, rtol=1e-12, atol=1e-12)
+    a = {"x": RNG.normal(size=(3, 6))} | gs
+    t = {k: torch.tensor(v, requires_grad=True) for k, v in a.items()}
+    (t["x"] @ torch_dense([t[k] for k in gs]).T).sin().sum().backward()
+
+    def loss(bb, *v):
+        return relax.op.sum(bb.emit(relax.op.sin(bb.emit(ttsnn.ops.tt_linear(*v)))))
+
+    for key, grad in harness.grads(loss, a, list(a)).items():
+        np.testing.assert_allclose(grad, t[key].grad, rtol=1e-12, atol=1e-12, err_msg=key)
 
 
 def test_float32(harness):

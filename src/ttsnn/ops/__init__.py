@@ -5,7 +5,7 @@ their backward operators, with type inference, reference legalisation and gradie
 """
 
 from ttsnn.ops import gradients, legalize_lif, legalize_tt_conv, legalize_tt_linear  # noqa: F401
-from ttsnn.ops.lif import (
+from ttsnn.ops.neuron import (
     LIF,
     LIF_BACKWARD,
     lif,

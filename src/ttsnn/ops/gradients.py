@@ -9,7 +9,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from ttsnn.ops.lif import LIF, LIF_BACKWARD
+from ttsnn.ops.neuron import LIF, LIF_BACKWARD
 from ttsnn.ops.registry import register_attr
 from ttsnn.ops.tt_conv import TT_CONV2D, TT_CONV2D_BACKWARD
 from ttsnn.ops.tt_linear import TT_LINEAR, TT_LINEAR_BACKWARD

@@ -6,6 +6,7 @@ recomputes the membrane of all timesteps into local buffers, then walks back thr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -17,11 +18,14 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as TB
 
 from ttsnn.lif_attrs import LifAttrs, surrogate
-from ttsnn.ops.lif import LIF, LIF_BACKWARD, lif_attrs_of
+from ttsnn.ops.neuron import LIF, LIF_BACKWARD, lif_attrs_of
 from ttsnn.ops.registry import register_attr
 from ttsnn.ops.types import as_int, dims, fail, shape_text
 
-__all__ = ["lif_backward_kernel", "lif_kernel"]
+__all__ = ["ATTRS", "lif_backward_kernel", "lif_kernel"]
+
+ATTRS = "ttsnn.lif"
+"""Function attribute with the neuron's attributes as JSON, for targets with their own kernel."""
 
 _TIR = SimpleNamespace(
     exp=tirx.exp,
@@ -267,7 +271,8 @@ def lif_backward_kernel(call: tvm.ir.Call) -> tirx.PrimFunc:
 
 
 def _legalize_lif(bb: relax.BlockBuilder, call: tvm.ir.Call) -> relax.Expr:
-    gv = bb.add_func(lif_kernel(call), "lif")
+    attrs = json.dumps(lif_attrs_of(call).to_dict())
+    gv = bb.add_func(lif_kernel(call).with_attr(ATTRS, attrs), "lif")
     return relax.call_tir(gv, list(call.args), [call.args[0].ty, call.args[1].ty])
 
 

@@ -6,99 +6,129 @@ of W is contracted with the cores to the left and to the right of each core.
 
 from __future__ import annotations
 
-from math import prod
+from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, te
 from tvm.relax import op as R
 
 from ttsnn.ops.registry import register_attr
 from ttsnn.ops.tt_linear import TT_LINEAR, TT_LINEAR_BACKWARD
-from ttsnn.ops.types import dims
 
 __all__: list[str] = []
 
 
-class _Builder:
-    """Emits reshapes, permutations and matrix products of the cores."""
+def _tt_product(a: te.Tensor, b: te.Tensor) -> te.Tensor:
+    """[r, M, N, s] and [s, m, n, q] → [r, M·m, N·n, q]: two neighbouring cores as one."""
+    r, big_m, big_n, rank = a.shape
+    _, m, n, q = b.shape
+    s = te.reduce_axis((0, rank), "s")
+    return te.compute(
+        (r, big_m * m, big_n * n, q),
+        lambda i, row, col, j: te.sum(
+            a[i, row // m, col // n, s] * b[s, row % m, col % n, j], axis=s
+        ),
+        name="tt_product",
+    )
 
-    def __init__(self, bb: relax.BlockBuilder, cores: list[relax.Expr]) -> None:
-        self.bb = bb
-        self.cores = cores
-        self.shapes = [[int(s) for s in dims(c.ty) or []] for c in cores]
 
-    def emit(self, expr: relax.Expr) -> relax.Expr:
-        return self.bb.emit(expr)
+def _tt_matrix(whole: te.Tensor) -> te.Tensor:
+    """Wᵀ [n, m] of [1, m, n, 1]."""
+    _, m, n, _ = whole.shape
+    return te.compute((n, m), lambda col, row: whole[0, row, col, 0], name="tt_matrix")
 
-    def product(self, a: relax.Expr, b: relax.Expr) -> relax.Expr:
-        """[r, M, N, s] and [s, m, n, q] → [r, M·m, N·n, q]: two neighbouring cores as one."""
-        r, big_m, big_n, s = (int(v) for v in dims(a.ty) or [])
-        _, m, n, q = (int(v) for v in dims(b.ty) or [])
-        out = self.emit(
-            R.matmul(
-                self.emit(R.reshape(a, [r * big_m * big_n, s])),
-                self.emit(R.reshape(b, [s, m * n * q])),
-            )
-        )
-        out = self.emit(R.reshape(out, [r, big_m, big_n, m, n, q]))
-        out = self.emit(R.permute_dims(out, [0, 1, 3, 2, 4, 5]))
-        return self.emit(R.reshape(out, [r, big_m * m, big_n * n, q]))
 
-    def lefts(self) -> list[relax.Expr]:
-        """Products of the first 1, 2, … cores, [1, M, N, r]."""
-        out = [self.cores[0]]
-        for core in self.cores[1:]:
-            out.append(self.product(out[-1], core))
-        return out
+def _tt_linear_dx(dy: te.Tensor, whole: te.Tensor) -> te.Tensor:
+    """dy W for dy [..., m] and W as [1, m, n, 1]."""
+    row = te.reduce_axis((0, whole.shape[1]), "row")
+    return te.compute(
+        (*dy.shape[:-1], whole.shape[2]),
+        lambda *i: te.sum(dy[(*i[:-1], row)] * whole[0, row, i[-1], 0], axis=row),
+        name="tt_linear_dx",
+    )
 
-    def rights(self) -> list[relax.Expr]:
-        """Products of the last 1, 2, … cores, [r, M, N, 1]."""
-        out = [self.cores[-1]]
-        for core in self.cores[-2::-1]:
-            out.append(self.product(core, out[-1]))
-        return out
 
-    def weight(self, whole: relax.Expr) -> relax.Expr:
-        """[1, m, n, 1] → [m, n]."""
-        _, m, n, _ = (int(v) for v in dims(whole.ty) or [])
-        return self.emit(R.reshape(whole, [m, n]))
+def _tt_linear_dw(x: te.Tensor, dy: te.Tensor) -> te.Tensor:
+    """Σ dyᵀ x over all leading axes, [m, n]."""
+    lead = [te.reduce_axis((0, s), f"n{i}") for i, s in enumerate(x.shape[:-1])]
 
-    def core_grads(self, dw: relax.Expr) -> list[relax.Expr]:
-        """Gradients to the cores from that to the dense weight [m, n]."""
-        lefts, rights = self.lefts(), self.rights()[::-1]
-        grads = []
-        for k, (r, m, n, q) in enumerate(self.shapes):
-            m0, n0 = (prod(s[i] for s in self.shapes[:k]) for i in (1, 2))
-            m1, n1 = (prod(s[i] for s in self.shapes[k + 1 :]) for i in (1, 2))
-            g = self.emit(R.reshape(dw, [m0, m, m1, n0, n, n1]))
-            g = self.emit(R.permute_dims(g, [0, 3, 1, 4, 2, 5]))
-            g = self.emit(R.reshape(g, [m0 * n0, m * n * m1 * n1]))
-            if k > 0:
-                left = self.emit(R.reshape(lefts[k - 1], [m0 * n0, r]))
-                g = self.emit(R.matmul(self.emit(R.permute_dims(left)), g))
-            g = self.emit(R.reshape(g, [r * m * n, m1 * n1]))
-            if k + 1 < len(self.cores):
-                right = self.emit(R.reshape(rights[k + 1], [q, m1 * n1]))
-                g = self.emit(R.matmul(g, self.emit(R.permute_dims(right))))
-            grads.append(self.emit(R.reshape(g, [r, m, n, q])))
-        return grads
+    def element(row: Any, col: Any) -> Any:
+        value = dy[(*lead, row)] * x[(*lead, col)]
+        return te.sum(value, axis=lead) if lead else value
+
+    return te.compute((dy.shape[-1], x.shape[-1]), element, name="tt_linear_dw")
+
+
+def _contract_left(dw: te.Tensor, left: te.Tensor) -> te.Tensor:
+    """[M·m, N·n] and [1, M, N, r] → [r, m, n]: away with the cores to the left."""
+    _, big_m, big_n, r = left.shape
+    m, n = dw.shape[0] // big_m, dw.shape[1] // big_n
+    i, j = te.reduce_axis((0, big_m), "i"), te.reduce_axis((0, big_n), "j")
+    return te.compute(
+        (r, m, n),
+        lambda a, row, col: te.sum(dw[i * m + row, j * n + col] * left[0, i, j, a], axis=[i, j]),
+        name="tt_contract_left",
+    )
+
+
+def _contract_right(g: te.Tensor, right: te.Tensor) -> te.Tensor:
+    """[r, m·M, n·N] and [q, M, N, 1] → [r, m, n, q]: away with the cores to the right."""
+    q, big_m, big_n, _ = right.shape
+    r, m, n = g.shape[0], g.shape[1] // big_m, g.shape[2] // big_n
+    i, j = te.reduce_axis((0, big_m), "i"), te.reduce_axis((0, big_n), "j")
+    return te.compute(
+        (r, m, n, q),
+        lambda a, row, col, b: te.sum(
+            g[a, row * big_m + i, col * big_n + j] * right[b, i, j, 0], axis=[i, j]
+        ),
+        name="tt_contract_right",
+    )
+
+
+def _lefts(bb: relax.BlockBuilder, cores: list[relax.Expr]) -> list[relax.Expr]:
+    """Products of the first 1, 2, … cores, [1, M, N, r]."""
+    out = [cores[0]]
+    for core in cores[1:]:
+        out.append(bb.emit_te(_tt_product, out[-1], core))
+    return out
+
+
+def _rights(bb: relax.BlockBuilder, cores: list[relax.Expr]) -> list[relax.Expr]:
+    """Products of the cores from the second, third, … to the last, [r, M, N, 1]."""
+    out = [cores[-1]]
+    for core in cores[-2:0:-1]:
+        out.append(bb.emit_te(_tt_product, core, out[-1]))
+    return out[::-1]
+
+
+def _core_grads(
+    bb: relax.BlockBuilder, dw: relax.Expr, cores: list[relax.Expr], lefts: list[relax.Expr]
+) -> list[relax.Expr]:
+    """Gradients to the cores from that to the dense weight [m, n]."""
+    rights, grads, last = _rights(bb, cores), [], len(cores) - 1
+    for k, core in enumerate(cores):
+        g = dw if k == 0 else bb.emit_te(_contract_left, dw, lefts[k - 1])
+        if k == 0:
+            g = bb.emit(R.expand_dims(g, 0))
+        if k == last:
+            g = bb.emit(R.reshape(g, core.ty.shape))
+        else:
+            g = bb.emit_te(_contract_right, g, rights[k])
+        grads.append(g)
+    return grads
 
 
 def _legalize(bb: relax.BlockBuilder, call: tvm.ir.Call) -> relax.Expr:
-    b = _Builder(bb, list(call.args[1:]))
-    w = b.weight(b.lefts()[-1])
-    return R.matmul(call.args[0], b.emit(R.permute_dims(w)))
+    x, *cores = call.args
+    return R.matmul(x, bb.emit_te(_tt_matrix, _lefts(bb, cores)[-1]))
 
 
 def _legalize_backward(bb: relax.BlockBuilder, call: tvm.ir.Call) -> relax.Expr:
     x, *cores, dy = call.args
-    b = _Builder(bb, cores)
-    w = b.weight(b.lefts()[-1])
-    dx = b.emit(R.matmul(dy, w))
-    # a batch of any rank is one long axis in the weight's gradient
-    rows = [b.emit(R.reshape(e, [prod(dims(e.ty)[:-1], start=1), dims(e.ty)[-1]])) for e in (x, dy)]
-    dw = b.emit(R.matmul(b.emit(R.permute_dims(rows[1])), rows[0]))
-    return relax.Tuple([dx, *b.core_grads(dw)])
+    lefts = _lefts(bb, cores)
+    dx = bb.emit_te(_tt_linear_dx, dy, lefts[-1])
+    dw = bb.emit_te(_tt_linear_dw, x, dy)
+    return relax.Tuple([dx, *_core_grads(bb, dw, cores, lefts)])
 
 
 register_attr(TT_LINEAR, "FLegalize", _legalize)
