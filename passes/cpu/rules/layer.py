@@ -11,6 +11,7 @@ from ttsnn.passes.cpu.kernels.fused import fused_layer
 from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, default_tiles
 from ttsnn.passes.cpu.layer_config import LayerConfig
+from ttsnn.passes.cpu.rules.replace import replaced
 
 __all__ = ["layer_rule"]
 
@@ -37,10 +38,4 @@ def layer_rule(
     if tiles is None:
         threads = int(target.attrs.get("num-cores", 0)) or DEFAULT_THREADS
         tiles = default_tiles(config, batch, isa, threads)
-    name = str(func.attrs["global_symbol"]) if "global_symbol" in func.attrs else "main"
-    fused = fused_layer(config, batch, isa, tiles, name)
-    for key, value in func.attrs.items():
-        fused = fused.with_attr(key, value)
-    if "global_symbol" not in func.attrs:
-        fused = fused.without_attr("global_symbol")
-    return s_tir.Schedule(fused.with_attr("tirx.is_scheduled", True))
+    return replaced(func, fused_layer(config, batch, isa, tiles, "layer"))
