@@ -85,6 +85,8 @@ class _Fuser(BindingRewriter):
             if grown is not None:
                 self._pending[var] = grown
                 return None
+        if name == "relax.broadcast_to" and var in self._neuron_of and self.uses[var] == 1:
+            return None  # the neuron that reads it may do without
         if name == "relax.snn.lif":
             if (var, 0) not in self._fused:
                 self._fuse_repeated(var, value)
@@ -94,7 +96,9 @@ class _Fuser(BindingRewriter):
 
     def materialise(self, var: relax.Var) -> relax.Expr:
         """Emit a layer, with its neuron where it has one that may move here."""
-        pending = self._pending.pop(var)
+        if var not in self._pending:
+            return self.emit(self.get(self.bound[var]), var.name)
+        pending = self._pending[var]
         neuron = self._neuron_of.get(var)
         made = None if neuron is None else self._lif(neuron)
         if made is None:
@@ -118,7 +122,6 @@ class _Fuser(BindingRewriter):
             if grown is None:
                 grown = self._residual(self._pending[layer], layer, other, call)
             if grown is not None:
-                del self._pending[layer]
                 return grown
         return None
 
@@ -172,7 +175,7 @@ class _Fuser(BindingRewriter):
         value = self.static(v0)
         if op_name(self.definition(v0)) == "relax.zeros" or (value is not None and not value.any()):
             return _lif_config(attrs), None
-        if v0 in self.bound and v0 not in self._remap and v0 not in self._pending:
+        if v0 in self.bound and v0 not in self._remap:
             return None  # computed later than the place where the layer is wanted
         return _lif_config(attrs), self.get(v0)
 
@@ -198,8 +201,7 @@ class _Fuser(BindingRewriter):
         """``lif(layer)`` or ``lif(broadcast over time of a layer)``."""
         x = call.args[0]
         if x in self._pending:
-            if self._neuron_of.get(x) is neuron or self._neuron_of[x].same_as(neuron):
-                self.get(x)  # takes the neuron in
+            self.get(x)  # takes the first neuron that reads it in
             return
         repeat = self.definition(x)
         if op_name(repeat) != "relax.broadcast_to" or self.uses[x] != 1:
@@ -218,8 +220,6 @@ class _Fuser(BindingRewriter):
         config = replace(pending.config, T=steps, timesteps=steps)
         if config.residual:
             config = replace(config, residual_T=1)
-        if self.uses[layer] == 1:
-            del self._pending[layer]
         self._with_neuron(replace(pending, config=config), neuron, made, others=False)
 
     def _emit_layer(self, pending: _Pending) -> relax.Var:

@@ -1,0 +1,78 @@
+"""The CPU target's pipeline, from an imported program to scheduled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tvm
+from tvm import relax
+
+from ttsnn.passes.cpu.channels_last import ToChannelsLast
+from ttsnn.passes.cpu.cost import CpuCost
+from ttsnn.passes.cpu.fuse_layers import FuseLayers
+from ttsnn.passes.cpu.isa import isa_of
+from ttsnn.passes.cpu.pack_weights import PackWeights
+from ttsnn.passes.cpu.rules import RULES
+from ttsnn.passes.cpu.schedule_kernels import ScheduleKernels
+from ttsnn.passes.fold_batch_norm import FoldBatchNorm
+from ttsnn.passes.hoist_time_invariant import HoistTimeInvariant
+from ttsnn.passes.prune import Prune
+from ttsnn.passes.schedule_contractions import ScheduleContractions
+
+__all__ = ["build_passes", "lower_passes"]
+
+
+def lower_passes(
+    target: tvm.target.Target, *, forms: str | Mapping[str, str] | None = None
+) -> list[tvm.transform.Pass]:
+    """Program → module of scheduled kernels and a ``main`` that calls them.
+
+    Args:
+        target: the CPU.
+        forms: forms of TT layers in place of the cheapest, see ``ScheduleContractions``.
+    """
+    cost = CpuCost(lanes=isa_of(target).lanes("float32"))
+    t = relax.transform
+    return [
+        Prune(),
+        # before hoisting: a batch norm of a static image folds like any other
+        FoldBatchNorm(),
+        HoistTimeInvariant(),
+        # after folding: merged cores take the folded scale with them
+        ScheduleContractions(cost, forms),
+        ToChannelsLast(),
+        # what the conversion computes twice: transposes of a value with several readers
+        t.EliminateCommonSubexpr(),
+        FuseLayers(),
+        PackWeights(target),
+        # batch norms that were not folded
+        t.DecomposeOpsForInference(),
+        t.LegalizeOps(),
+        t.AnnotateTIROpPattern(),
+        t.FoldConstant(),
+        t.FuseOps(),
+        t.FuseTIR(),
+        t.DeadCodeElimination(["main"]),
+        Prune(),
+        ScheduleKernels(RULES, target),
+    ]
+
+
+def build_passes() -> list[tvm.transform.Pass]:
+    """Module of scheduled kernels → what the virtual machine's code generator takes."""
+    t = relax.transform
+    return [
+        # reshapes that stand alone become views
+        t.RewriteDataflowReshape(),
+        t.ToNonDataflow(),
+        t.RemovePurityChecking(),
+        t.CallTIRRewrite(),
+        # reuse of buffers: after calls have explicit destinations
+        t.StaticPlanBlockMemory(),
+        t.LowerAllocTensor(),
+        t.KillAfterLastUse(),
+        t.LowerRuntimeBuiltin(),
+        t.ComputePrimValue(),
+        t.VMShapeLower(),
+        t.AttachGlobalSymbol(),
+    ]

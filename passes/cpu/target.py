@@ -1,0 +1,120 @@
+"""The CPU target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import tvm
+from tvm import relax, tirx
+from tvm.target import codegen
+
+from ttsnn.debugging import instruments
+from ttsnn.errors import TargetError
+from ttsnn.passes.cpu.isa import isa_of
+from ttsnn.passes.cpu.pipeline import build_passes, lower_passes
+from ttsnn.passes.cpu.schedule_kernels import FALLBACK, LAYERS, MACS, RULE
+from ttsnn.passes.expose_spikes import ExposeSpikes
+from ttsnn.program import PARAMS
+from ttsnn.targets import KernelInfo, Target
+
+__all__ = ["CpuTarget"]
+
+
+class CpuTarget(Target):
+    """A CPU, by LLVM.
+
+    Args:
+        options: ``mcpu`` (as LLVM names it: ``x86-64-v3``, ``znver4``, ``apple-m1``; default:
+            this machine's), ``mtriple`` (default: this machine's, or the one of ``mcpu``'s
+            architecture where given), ``mattr`` (``+avx2,-avx512f``), ``num-cores``.
+
+    Raises:
+        TargetError: for an unknown option or CPU.
+    """
+
+    name = "cpu"
+    description = "CPU by LLVM: fused channels-last kernels, for this machine or any mcpu"
+    constraints = "inference; float32 and float64; static T; static or symbolic batch"
+    option_names = ("mcpu", "mtriple", "mattr", "num-cores")
+    input_alignment = 64
+
+    def __init__(self, options: Mapping[str, str] | None = None) -> None:
+        super().__init__(options)
+        given = dict(self.options)
+        config: dict = {"kind": "llvm"}
+        config["mtriple"] = given.get("mtriple") or codegen.llvm_get_system_triple()
+        config["mcpu"] = given.get("mcpu") or codegen.llvm_get_system_cpu()
+        probe = tvm.target.Target({"kind": "llvm", "mtriple": config["mtriple"]})
+        if not codegen.llvm_is_valid_cpu(config["mcpu"], config["mtriple"]):
+            known = codegen.llvm_get_cpu_archlist(probe)
+            hint = self.close_matches(config["mcpu"], [str(k) for k in known])
+            raise TargetError(
+                f"target cpu: LLVM knows no mcpu {config['mcpu']!r} for {config['mtriple']}{hint}"
+            )
+        if given.get("mattr"):
+            config["mattr"] = [a for a in given["mattr"].replace(";", ",").split(",") if a]
+        if given.get("num-cores"):
+            try:
+                config["num-cores"] = int(given["num-cores"])
+            except ValueError:
+                raise TargetError(
+                    f"target cpu: num-cores must be a number, got {given['num-cores']!r}"
+                ) from None
+        self.tvm_target = tvm.target.Target(config, host=config)
+
+    def lower(
+        self,
+        mod: tvm.IRModule,
+        *,
+        record_spikes: bool = False,
+        dump_ir: str | os.PathLike | None = None,
+        forms: str | Mapping[str, str] | None = None,
+    ) -> tvm.IRModule:
+        """Program → scheduled kernels; ``forms`` as in ``ScheduleContractions``."""
+        passes = [*([ExposeSpikes()] if record_spikes else [])]
+        passes += lower_passes(self.tvm_target, forms=forms)
+        with instruments(dump_ir), self.tvm_target:
+            for step in passes:
+                mod = step(mod)
+        return mod
+
+    def build(self, lowered: tvm.IRModule) -> relax.VMExecutable:
+        """Scheduled kernels → executable."""
+        mod = lowered.without_attr(PARAMS)
+        pipeline = tvm.transform.Sequential(build_passes())
+        return relax.build(mod, self.tvm_target, relax_pipeline=pipeline)
+
+    def kernels(self, lowered: tvm.IRModule) -> list[KernelInfo]:
+        """The kernels, in the order in which ``main`` calls them first."""
+        return [
+            KernelInfo(
+                name=name,
+                rule=str(func.attrs[RULE]),
+                layers=tuple(str(n) for n in func.attrs[LAYERS]),
+                macs=int(func.attrs[MACS]),
+                scheduled=str(func.attrs[RULE]) != FALLBACK,
+            )
+            for name, func in _called(lowered)
+        ]
+
+    def describe(self) -> dict:
+        """What ``ttsnn targets`` and manifests say of it."""
+        return super().describe() | {
+            "mcpu": str(self.tvm_target.attrs["mcpu"]),
+            "isa": isa_of(self.tvm_target).name,
+        }
+
+
+def _called(mod: tvm.IRModule) -> list[tuple[str, tirx.PrimFunc]]:
+    """PrimFuncs in the order of their first call."""
+    found: dict[str, tirx.PrimFunc] = {}
+
+    def visit(node) -> None:
+        if isinstance(node, tvm.ir.GlobalVar) and isinstance(mod[node], tirx.PrimFunc):
+            found.setdefault(node.name_hint, mod[node])
+
+    for block in mod["main"].body.blocks:
+        for binding in block.bindings:
+            relax.analysis.post_order_visit(binding.value, visit)
+    return list(found.items())
