@@ -115,7 +115,7 @@ def eligible_layers(infos: Sequence[LayerInfo], include: Collection[str] = ()) -
 def make_plan(
     infos: Sequence[LayerInfo],
     rule: Rule | str,
-    mode: Mode = "ptt",
+    mode: str = "ptt",
     *,
     T: int | None = None,
     timesteps: int | None = None,
@@ -173,7 +173,7 @@ def make_plan(
 def plan_for(
     source: str | os.PathLike | TTPlan | Rule,
     infos: Sequence[LayerInfo],
-    mode: Mode = "ptt",
+    mode: str = "ptt",
     *,
     T: int | None = None,
     timesteps: int | None = None,

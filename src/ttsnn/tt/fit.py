@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ttsnn.errors import PlanError
+from ttsnn.tt.blas import one_blas_thread
 from ttsnn.tt.cores import ConvCores
 from ttsnn.tt.shapes import (
     Mode,
@@ -27,6 +28,7 @@ __all__ = ["CrossFit", "cross_slices", "fit_conv", "fit_cross", "fit_linear", "t
 _HALF_FLOOR = 1e-6
 
 
+@one_blas_thread
 def tt_svd(tensor: ArrayLike, ranks: Sequence[int]) -> list[NDArray]:
     """TT-SVD (Oseledets 2011, algorithm 1) with given ranks.
 
@@ -73,6 +75,7 @@ def cross_slices(weight: ArrayLike) -> NDArray:
     return np.ascontiguousarray(np.concatenate([column, row], axis=2).transpose(2, 0, 1))
 
 
+@one_blas_thread
 def fit_cross(
     slices: NDArray,
     r1: int,
@@ -138,6 +141,7 @@ def _leading_right(matrix: NDArray, count: int) -> NDArray:
     return leading_eigenvectors(matrix.T @ matrix, count)
 
 
+@one_blas_thread
 def fit_conv(
     weight: ArrayLike,
     mode: Mode,
@@ -233,6 +237,7 @@ def _split_centre(fit: CrossFit, centre: int) -> tuple[NDArray, NDArray, NDArray
     return root[:, None] * (vt @ fit.right.T), core, (fit.left @ u) * root
 
 
+@one_blas_thread
 def fit_linear(
     weight: ArrayLike,
     out_factors: Sequence[int],

@@ -6,6 +6,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from ttsnn.tt.blas import one_blas_thread
+
 __all__ = ["leading_eigenvectors", "leading_left", "singular_values"]
 
 
@@ -39,6 +41,7 @@ def leading_left(matrix: NDArray, count: int) -> NDArray:
     return leading_eigenvectors(matrix @ matrix.T, count)
 
 
+@one_blas_thread
 def singular_values(matrix: NDArray) -> NDArray:
     """Singular values, descending, from the smaller Gram matrix.
 
