@@ -16,6 +16,7 @@ from ttsnn.models import (
     calibrate,
     create,
     example_input,
+    load_dataset,
     set_time_execution,
     spikes_of,
 )
@@ -244,3 +245,18 @@ def test_norms_start_at_the_threshold() -> None:
 def test_bad_requests_are_named(call, error, words) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_training_learns_real_digits() -> None:
+    model = create("spiking_mlp", "digits", hidden=(64,)).train()
+    train, test = (load_dataset("digits", split=s) for s in ("train", "test"))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for epoch in range(2):
+        for x, y in train.batches(64, shuffle=True, seed=epoch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        accuracy = (model(test.images).argmax(1) == test.labels).float().mean()
+    assert accuracy > 0.9
