@@ -14,7 +14,7 @@ import torch
 
 from ttsnn import models
 from ttsnn.driver import CompiledModel, build, decompose
-from ttsnn.errors import DataError
+from ttsnn.errors import DataError, first_line
 from ttsnn.runtime.agreement import TOLERANCE, Agreement, agreement_of, max_rel_error
 from ttsnn.runtime.measure import Pairs, peak_mb, time_pairs
 from ttsnn.runtime.net import Net, load
@@ -128,7 +128,7 @@ def compare(
         "firing_rates": dict(zip(layers, result.layer_rates)),
         **_counts(program, net),
         "dense": _against_dense(twins),
-        "fallback_kernels": [k.name for k in net.manifest.kernels if k.rule == "fallback"],
+        "fallback_kernels": net.manifest.fallback_kernels,
     }
 
 
@@ -189,8 +189,7 @@ def _measure(
         except PeerUnavailable as reason:
             skipped[name] = str(reason)
         except Exception as error:  # a peer's own failure is a line of the table
-            first = (str(error).strip().splitlines() or [""])[0]
-            skipped[name] = f"{type(error).__name__}: {first[:300]}"
+            skipped[name] = f"{type(error).__name__}: {first_line(error)}"
     ours = [t for p in pairs.values() for t in p.ours_ms]
     if not ours:
         alone = time_pairs(lambda: net(x), lambda: None, seconds=seconds, repeats=repeats)
@@ -249,5 +248,5 @@ def _counts(program: Any, net: Net) -> dict[str, Any]:
     return {
         "params": {"dense": cost.dense_params, "tt": cost.params},
         "flops": {"dense": cost.dense_flops, "tt": cost.flops},
-        "executed_macs": sum(k.macs for k in net.manifest.kernels),
+        "executed_macs": net.manifest.executed_macs,
     }

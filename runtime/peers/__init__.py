@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsnn.errors import DataError
+from ttsnn.errors import DataError, first_line
 from ttsnn.runtime.peers.base import PeerUnavailable
 
 if TYPE_CHECKING:
@@ -85,5 +85,4 @@ def prepare(
     except ImportError as error:
         raise PeerUnavailable(f"not installed ({error})") from error
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise PeerUnavailable(f"{type(error).__name__}: {first[:300]}") from error
+        raise PeerUnavailable(f"{type(error).__name__}: {first_line(error)}") from error

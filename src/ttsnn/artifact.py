@@ -69,15 +69,19 @@ class KernelEntry:
 
     Attributes:
         name: symbol in the library.
-        rule: the schedule rule that produced it; ``"fallback"`` where none applied.
+        rule: the schedule rule that produced it.
         layers: names of the network's layers that it computes.
-        macs: multiply-accumulates of one call at batch 1 (0 where it has none).
+        macs: multiply-accumulates of one call; for one sample where the batch is symbolic.
+        calls: how often one call of the network runs it.
+        scheduled: False where no rule fitted, so that it runs as plain loops.
     """
 
     name: str
     rule: str
     layers: tuple[str, ...] = ()
     macs: int = 0
+    calls: int = 1
+    scheduled: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,23 @@ class Manifest:
     spikes: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def batch(self) -> int | None:
+        """Samples of one call (axis 1 of [T, N, C, H, W], else axis 0); None where it is open."""
+        shape = self.inputs[0].shape if self.inputs else ()
+        size = shape[1 if len(shape) == 5 else 0] if shape else 1
+        return size if isinstance(size, int) else None
+
+    @property
+    def executed_macs(self) -> int:
+        """Multiply-accumulates that the kernels execute for one sample."""
+        return sum(k.macs * k.calls for k in self.kernels) // max(self.batch or 1, 1)
+
+    @property
+    def fallback_kernels(self) -> list[str]:
+        """Names of kernels without a schedule."""
+        return [k.name for k in self.kernels if not k.scheduled]
+
     def to_json(self) -> dict:
         """Plain dict."""
         return {
@@ -130,8 +151,7 @@ class Manifest:
         known["outputs"] = tuple(TensorSpec.from_json(s) for s in known["outputs"])
         known["state"] = tuple(StateEntry(**s) for s in known.get("state", ()))
         known["kernels"] = tuple(
-            KernelEntry(k["name"], k["rule"], tuple(k["layers"]), int(k["macs"]))
-            for k in known.get("kernels", ())
+            KernelEntry(**{**k, "layers": tuple(k["layers"])}) for k in known.get("kernels", ())
         )
         for key in ("params", "spikes"):
             known[key] = tuple(known.get(key, ()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 import tvm
@@ -18,6 +19,8 @@ from ttsnn.errors import PassError
 from ttsnn.program import PARAMS
 
 __all__ = ["instruments"]
+
+_active: ContextVar[str | None] = ContextVar("ttsnn_instruments", default=None)
 
 
 @pass_instrument
@@ -53,8 +56,16 @@ class _Verify:
 
 @contextlib.contextmanager
 def instruments(dump_ir: str | os.PathLike | None = None) -> Iterator[None]:
-    """Run the block's passes with the dumps and checks that were asked for."""
+    """Run the block's passes with the dumps and checks that were asked for.
+
+    Blocks nest: an inner one that names the same folder, or none, goes on with the outer one's
+    numbering.
+    """
     dump_ir = dump_ir or os.environ.get("TTSNN_DUMP_IR") or None
+    active = _active.get()
+    if active is not None and (dump_ir is None or os.fspath(dump_ir) == active):
+        yield
+        return
     chosen: list = []
     if dump_ir is not None:
         folder = Path(dump_ir)
@@ -68,5 +79,9 @@ def instruments(dump_ir: str | os.PathLike | None = None) -> Iterator[None]:
     if not chosen:
         yield
         return
-    with tvm.transform.PassContext(instruments=chosen):
-        yield
+    token = _active.set(os.fspath(dump_ir or ""))
+    try:
+        with tvm.transform.PassContext(instruments=chosen):
+            yield
+    finally:
+        _active.reset(token)

@@ -11,6 +11,7 @@ import os
 import platform
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,6 @@ __all__ = [
     "compile",
     "decompose",
     "import_source",
-    "lower",
     "make_plan",
     "plan",
 ]
@@ -98,7 +98,7 @@ def compile(
             ``"package.module:factory"``, a ``.pt2`` or ``.onnx`` file.
         example: example input, [N, C, H, W] or [T, N, C, H, W]; by default random, of the shape
             that the network declares, with ``batch`` samples.
-        target: name of a target.
+        target: name of a target, with options: ``"cpu"``, ``"cpu:mcpu=x86-64-v3"``.
         plan: None (stay dense), a rule's text (``"vbmf"``, ``"rank=16"`` …), a plan file, or a
             :class:`ttsnn.plans.TTPlan`.
         mode: ``"stt"``, ``"ptt"`` or ``"htt"``, for rules.
@@ -192,20 +192,6 @@ def decompose(mod: tvm.IRModule, plan: Any, *, init: str = "fit", seed: int = 0)
     return DecomposeToTT(plan, init=init, seed=seed)(mod) if len(plan) else mod
 
 
-def lower(mod: tvm.IRModule, target: str = "cpu", *, record_spikes: bool = False) -> tvm.IRModule:
-    """A program as the target's kernels and calls of them.
-
-    Raises:
-        TargetError: unknown target, or one that cannot run the network.
-    """
-    from ttsnn.passes import ExposeSpikes
-    from ttsnn.targets import get_target
-
-    if record_spikes:
-        mod = ExposeSpikes()(mod)
-    return get_target(target).lower(mod)
-
-
 def build(
     mod: tvm.IRModule,
     target: str = "cpu",
@@ -222,10 +208,11 @@ def build(
     chosen = get_target(target)
     outputs = len(_outputs(mod))
     with watch("lower"):
-        lowered = lower(mod, target, record_spikes=record_spikes)
+        lowered = chosen.lower(mod, record_spikes=record_spikes)
     with watch("codegen"):
         executable = chosen.build(lowered)
     meta = _meta(lowered) or _meta(mod)
+    calls = _calls(lowered)
     exposed = [] if not record_spikes else _meta(lowered).get("outputs", [])[outputs:]
     manifest = Manifest(
         model=name,
@@ -242,7 +229,7 @@ def build(
         alignment=int(getattr(chosen, "input_alignment", 64)),
         plan=plan.to_json() if plan is not None else None,
         kernels=tuple(
-            KernelEntry(k.name, k.rule, tuple(k.layers), int(k.macs))
+            KernelEntry(k.name, k.rule, tuple(k.layers), int(k.macs), calls[k.name], k.scheduled)
             for k in chosen.kernels(lowered)
         ),
         spikes=tuple(s["name"] for s in exposed),
@@ -313,6 +300,20 @@ def _meta(mod: tvm.IRModule) -> dict[str, Any]:
 
 def _outputs(mod: tvm.IRModule) -> list[Any]:
     return list(_meta(mod).get("outputs", ()))
+
+
+def _calls(mod: tvm.IRModule) -> Counter[str]:
+    """How often ``main`` calls each function of the module."""
+    calls: Counter[str] = Counter()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, tvm.ir.GlobalVar):
+            calls[node.name_hint] += 1
+
+    for block in mod["main"].body.blocks:
+        for binding in block.bindings:
+            tvm.relax.analysis.post_order_visit(binding.value, visit)
+    return calls
 
 
 def _target_entry(target: Any) -> dict[str, Any]:

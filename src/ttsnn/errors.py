@@ -14,7 +14,13 @@ __all__ = [
     "PlanError",
     "TTSNNError",
     "TargetError",
+    "first_line",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, for use inside one of ours; may be empty."""
+    return (str(error).strip().splitlines() or [""])[0][:300]
 
 
 class TTSNNError(Exception):

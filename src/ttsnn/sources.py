@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsnn.errors import ArtifactError, DataError, ModelImportError
+from ttsnn.errors import ArtifactError, DataError, ModelImportError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -413,7 +413,7 @@ def _failure(module: Any, shape: InputShape) -> str | None:
         with torch.no_grad():
             out = probe(torch.zeros(shape.sized(batch), dtype=dtype))
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     while isinstance(out, (tuple, list)) and out:
         out = out[0]
     if not isinstance(out, torch.Tensor):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsnn.errors import ModelImportError
+from ttsnn.errors import ModelImportError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +38,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         else:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         raise ModelImportError(
-            f"{path}: cannot be read as a state_dict ({type(error).__name__}: {first}); "
-            "save it with torch.save(model.state_dict(), path) or as .safetensors"
+            f"{path}: cannot be read as a state_dict "
+            f"({type(error).__name__}: {first_line(error)}); save it with torch.save("
+            "model.state_dict(), path) or as .safetensors"
         ) from error
     while isinstance(data, dict):
         nested = next((k for k in _NESTED if isinstance(data.get(k), dict)), None)

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or f"{source.name}.ttsnn"
     net = _common.compile_model(args, source, record_spikes=args.record_spikes, out=out)
     manifest = net.manifest
-    fallbacks = [k.name for k in manifest.kernels if k.rule == "fallback"]
+    fallbacks = manifest.fallback_kernels
     data = {
         "path": out,
         "artifact_bytes": os.path.getsize(out),
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         "plan": _common.plan_summary(manifest.plan),
         "kernels": len(manifest.kernels),
         "fallback_kernels": fallbacks,
-        "macs": sum(k.macs for k in manifest.kernels),
+        "executed_macs": manifest.executed_macs,
         "compile_s": net.compile_s,
     }
 

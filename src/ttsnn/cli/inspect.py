@@ -61,17 +61,33 @@ def inspect_net(net: Net, *, batch: int = 1, repeats: int = 10, threads: int | N
     for kernel in net.manifest.kernels:
         time = measured.pop(kernel.name, None)
         ms = time.ms if time is not None else 0.0
-        macs = kernel.macs * samples
+        macs = kernel.macs * kernel.calls * (samples if net.manifest.batch is None else 1)
         kernels.append(
             {
                 "name": kernel.name,
                 "rule": kernel.rule,
                 "layers": list(kernel.layers),
                 "calls": time.calls if time is not None else 0,
+                "scheduled": kernel.scheduled,
                 "macs": macs,
                 "ms": ms,
                 "share": ms / total,
                 "gflops": 2 * macs / ms / 1e6 if ms and macs else None,
+            }
+        )
+    for name in [n for n in measured if not n.startswith("vm.builtin.")]:
+        time = measured.pop(name)
+        kernels.append(
+            {
+                "name": name,
+                "rule": "(not listed by the target)",
+                "layers": [],
+                "calls": time.calls,
+                "scheduled": True,
+                "macs": 0,
+                "ms": time.ms,
+                "share": time.ms / total,
+                "gflops": None,
             }
         )
     return {
@@ -87,7 +103,7 @@ def inspect_net(net: Net, *, batch: int = 1, repeats: int = 10, threads: int | N
         "kernels": kernels,
         "vm_ms": sum(t.ms for t in measured.values()),
         "vm_share": sum(t.ms for t in measured.values()) / total,
-        "fallback_kernels": [k.name for k in net.manifest.kernels if k.rule == "fallback"],
+        "fallback_kernels": net.manifest.fallback_kernels,
     }
 
 
@@ -105,7 +121,7 @@ def _show(console: Console, data: dict) -> None:
         shown = ", ".join(layers[:2]) + (f" +{len(layers) - 2}" if len(layers) > 2 else "")
         table.add_row(
             k["name"],
-            f"[bold red]{k['rule']}[/bold red]" if k["rule"] == "fallback" else k["rule"],
+            k["rule"] if k["scheduled"] else f"[bold red]{k['rule']}[/bold red]",
             shown,
             str(k["calls"]),
             f"{k['macs'] / 1e6:.2f}" if k["macs"] else "",

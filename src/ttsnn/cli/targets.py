@@ -26,21 +26,15 @@ def run(args: argparse.Namespace) -> int:
 
     entries = []
     for name in target_names():
-        target = get_target(name)
-        entries.append(
-            {
-                "name": name,
-                "description": target.description,
-                "llvm": str(getattr(target, "tvm_target", "") or ""),
-            }
-        )
+        entries.append(get_target(name).describe())
 
     def show(console: Console) -> None:
         from rich.table import Table
 
-        table = Table("target", "what", "code generator")
+        table = Table("target", "what", "limits", "here")
         for entry in entries:
-            table.add_row(entry["name"], entry["description"], entry["llvm"])
+            here = ", ".join(f"{k} {entry[k]}" for k in ("mcpu", "isa") if k in entry)
+            table.add_row(entry["name"], entry["description"], entry["constraints"], here)
         console.print(table)
 
     _common.emit(args, {"targets": entries}, show)
