@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ttsnn.errors import ModelImportError
 from ttsnn.lif_attrs import LifAttrs
-from ttsnn.models.lif_op import lif
+from ttsnn.models.lif_op import lif_with
 
 __all__ = ["LIF"]
 
@@ -133,8 +133,10 @@ class LIF(nn.Module):
         leak = decay if beta is None else beta
         if leak is None:
             leak = base.decay
-        if self._squash == "sigmoid":
-            leak = torch.tensor(float(tau or 2.0) - 1.0).log().neg()  # sigmoid of it is 1/tau
+        if tau is not None and self._squash == "sigmoid":
+            if tau <= 1:
+                raise ModelImportError(f"LIF: a tau that is learnt must be above 1, got {tau}")
+            leak = torch.tensor(float(tau) - 1.0).log().neg()  # sigmoid of it is 1/tau
         elif self._squash == "clamp" and not isinstance(leak, Tensor) and not learn_decay:
             leak = min(max(float(leak), 0.0), 1.0)
         level = threshold if v_threshold is None else v_threshold
@@ -192,17 +194,15 @@ class LIF(nn.Module):
         Returns:
             Spikes [T, N, …]; with ``return_state`` also the last membrane [N, …].
         """
-        values: dict[str, Any] = self.attrs.to_dict()
+        decay: Any = None
         if self.attrs.decay_operand:
-            decay: Any = self.decay
+            decay = self.decay
             if self._squash == "sigmoid":
                 decay = decay.sigmoid()
             elif self._squash == "clamp":
                 decay = decay.clamp(0.0, 1.0)
-            values["decay"] = decay
-        if self.attrs.threshold_operand:
-            values["v_threshold"] = self.v_threshold
-        spikes, v_last = lif(x, v0, **values)
+        threshold: Any = self.v_threshold if self.attrs.threshold_operand else None
+        spikes, v_last = lif_with(x, v0, decay, threshold, self.attrs)
         return (spikes, v_last) if self.return_state else spikes
 
     def extra_repr(self) -> str:

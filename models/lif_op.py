@@ -17,7 +17,7 @@ from torch import Tensor
 from ttsnn.errors import ModelImportError
 from ttsnn.lif_attrs import LifAttrs, surrogate
 
-__all__ = ["lif", "lif_backward", "lif_scan"]
+__all__ = ["lif", "lif_backward", "lif_scan", "lif_with"]
 
 
 def _fires(v: Tensor, threshold: float | Tensor, a: LifAttrs) -> Tensor:
@@ -234,7 +234,7 @@ def _op_backward(ctx, g_spikes, g_last):
 _lif_op.register_autograd(_op_backward, setup_context=_op_context)
 
 
-def _check(x: Tensor, v0: Tensor | None, operands: dict[str, Tensor]) -> None:
+def _check(x: Tensor, v0: Tensor | None, decay: Tensor | None, threshold: Tensor | None) -> None:
     if not x.is_floating_point():
         raise ModelImportError(f"lif: input must be floating point, got {x.dtype}")
     if x.dim() < 2 or (isinstance(x.shape[0], int) and x.shape[0] < 1):
@@ -247,7 +247,9 @@ def _check(x: Tensor, v0: Tensor | None, operands: dict[str, Tensor]) -> None:
             f"lif: membrane v0 {list(v0.shape)} does not fit input {list(x.shape)}; "
             f"it must be {list(x.shape[1:])}"
         )
-    for name, value in operands.items():
+    for name, value in (("decay", decay), ("v_threshold", threshold)):
+        if value is None:
+            continue
         fits = value.dim() <= x.dim() - 1 and all(
             size in (1, wanted)
             for size, wanted in zip(reversed(value.shape), reversed(x.shape), strict=False)
@@ -257,6 +259,24 @@ def _check(x: Tensor, v0: Tensor | None, operands: dict[str, Tensor]) -> None:
                 f"lif: {name} {list(value.shape)} cannot be broadcast to the membrane "
                 f"{list(x.shape[1:])}"
             )
+
+
+def lif_with(
+    x: Tensor,
+    v0: Tensor | None,
+    decay: Tensor | None,
+    threshold: Tensor | None,
+    attrs: LifAttrs,
+) -> tuple[Tensor, Tensor]:
+    """:func:`lif` with its settings in one object and its tensor settings as operands."""
+    _check(x, v0, decay, threshold)
+    if torch.compiler.is_exporting():
+        return torch.ops.ttsnn.lif(x, v0, decay, threshold, **attrs.to_dict())
+    tensors = [t for t in (x, v0, decay, threshold) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _Lif.apply(x, v0, decay, threshold, attrs)
+    spikes, v_last, _ = lif_scan(x, v0, decay, threshold, attrs)
+    return spikes, v_last
 
 
 def lif(
@@ -287,24 +307,15 @@ def lif(
     """
     for name in ("decay_operand", "threshold_operand"):
         attrs.pop(name, None)
-    operands: dict[str, Tensor] = {}
+    operands: list[Tensor | None] = []
     for name, key, value in (
         ("decay", "decay_operand", decay),
         ("v_threshold", "threshold_operand", v_threshold),
     ):
         if isinstance(value, Tensor):
-            operands[name] = value
+            operands.append(value)
             attrs[key] = True
         else:
+            operands.append(None)
             attrs[name] = value
-    a = LifAttrs.from_dict(attrs)
-    _check(x, v0, operands)
-    tensors = (operands.get("decay"), operands.get("v_threshold"))
-    if torch.compiler.is_exporting():
-        return torch.ops.ttsnn.lif(x, v0, *tensors, **a.to_dict())
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, v0, *tensors)
-    ):
-        return _Lif.apply(x, v0, *tensors, a)
-    spikes, v_last, _ = lif_scan(x, v0, *tensors, a)
-    return spikes, v_last
+    return lif_with(x, v0, operands[0], operands[1], LifAttrs.from_dict(attrs))

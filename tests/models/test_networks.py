@@ -260,3 +260,20 @@ def test_training_learns_real_digits() -> None:
     with torch.no_grad():
         accuracy = (model(test.images).argmax(1) == test.labels).float().mean()
     assert accuracy > 0.9
+
+
+@pytest.mark.parametrize("name", ["resnet", "mlp"])
+def test_compiles_as_one_graph(name) -> None:
+    """Dynamo traces inference and training without a graph break, so inductor gets all of it."""
+    model = small(name)
+    x = example_input(model, 2, torch.float64)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+    grads = []
+    for fn in (model, compiled):
+        model.zero_grad()
+        fn(x).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
