@@ -228,14 +228,18 @@ class _Hoister(BindingRewriter):
         after, batch = dims(value), dims(found.base)[0]
         if after is None:
             return None
-        folded = same(after[0], product([found.steps, batch]))
-        if folded and not (len(after) > 1 and found.steps == 1):
-            tail = after[1:]
-        elif len(after) > 1 and same_dims(after[:2], [found.steps, batch]):
-            tail = after[2:]
-        else:
+        options = []
+        if len(after) > 1 and same_dims(after[:2], [found.steps, batch]):
+            options.append((False, after[2:]))
+        if same(after[0], product([found.steps, batch])):
+            options.append((True, after[1:]))
+        if not options:
             return None
-        if same_dims(tail, dims(found.base)[1:]):
+        # with a batch of 1 both may fit: prefer what keeps the other axes, then the folding
+        rest = dims(found.base)[1:]
+        options.sort(key=lambda o: (not same_dims(o[1], rest), o[0] != found.folded))
+        folded, tail = options[0]
+        if same_dims(tail, rest):
             return _Constant(found.base, found.steps, folded)
         base = self.emit(relax.op.reshape(found.base, relax.ShapeExpr([batch, *tail])))
         return _Constant(base, found.steps, folded)

@@ -52,7 +52,8 @@ def lower_passes(
         t.FoldConstant(),
         t.FuseOps(),
         t.FuseTIR(),
-        t.DeadCodeElimination(["main"]),
+        # reshapes that stand alone become views, after fusion had its choice
+        t.RewriteDataflowReshape(),
         Prune(),
         ScheduleKernels(RULES, target),
     ]
@@ -62,8 +63,6 @@ def build_passes() -> list[tvm.transform.Pass]:
     """Module of scheduled kernels → what the virtual machine's code generator takes."""
     t = relax.transform
     return [
-        # reshapes that stand alone become views
-        t.RewriteDataflowReshape(),
         t.ToNonDataflow(),
         t.RemovePurityChecking(),
         t.CallTIRRewrite(),
