@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as TB
 from ttsnn.lif_attrs import LifAttrs, surrogate
 from ttsnn.ops.neuron import LIF, LIF_BACKWARD, lif_attrs_of
 from ttsnn.ops.registry import register_attr
-from ttsnn.ops.types import as_int, dims, fail, shape_text
+from ttsnn.ops.types import as_int, dims, known_dims
 
 __all__ = ["ATTRS", "lif_backward_kernel", "lif_kernel"]
 
@@ -97,13 +97,8 @@ class _Builder:
     def __init__(self, call: tvm.ir.Call) -> None:
         self.attrs = lif_attrs_of(call)
         x, v0 = call.args[0].ty, call.args[1].ty
-        shape = dims(x)
-        if shape is None or dims(v0) is None:
-            fail(
-                call.op.name,
-                f"needs the shapes of x {shape_text(x)} and v0 {shape_text(v0)} to make code; "
-                "give them shapes, with match_cast",
-            )
+        shape = known_dims(call.op.name, "x", x)
+        known_dims(call.op.name, "v0", v0)
         self.steps = int(shape[0])
         self.dtype = str(x.dtype)
         # own variables for symbolic sizes: they are bound by the buffers' shapes at run time
@@ -146,7 +141,9 @@ class _Builder:
             threshold = tirx.const(self.attrs.v_threshold, self.dtype)
         return _Neuron(self.attrs, decay, threshold)
 
-    def kernel(self, name: str, body: Callable[[Any], None], args: Callable[[], Any]) -> Any:
+    def kernel(
+        self, name: str, body: Callable[[Any, list[Any]], None], args: Callable[[], Any]
+    ) -> Any:
         """The PrimFunc: ``args()`` declares buffers, ``body(buffers, index)`` fills the block."""
         with IRBuilder() as ib, TB.prim_func(is_private=True, s_tir=True):
             TB.func_name(name)
@@ -272,7 +269,9 @@ def lif_backward_kernel(call: tvm.ir.Call) -> tirx.PrimFunc:
 
 def _legalize_lif(bb: relax.BlockBuilder, call: tvm.ir.Call) -> relax.Expr:
     attrs = json.dumps(lif_attrs_of(call).to_dict())
-    gv = bb.add_func(lif_kernel(call).with_attr(ATTRS, attrs), "lif")
+    # 8: opaque, so that no fusion drops the attribute
+    func = lif_kernel(call).with_attr(ATTRS, attrs).with_attr("op_pattern", 8)
+    gv = bb.add_func(func, "lif")
     return relax.call_tir(gv, list(call.args), [call.args[0].ty, call.args[1].ty])
 
 
