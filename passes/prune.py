@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tvm
+
 from ttsnn.passes.rewriter import prune
 
 __all__ = ["Prune"]

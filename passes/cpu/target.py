@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -74,7 +75,10 @@ class CpuTarget(Target):
         """Program → scheduled kernels; ``forms`` as in ``ScheduleContractions``."""
         passes = [*([ExposeSpikes()] if record_spikes else [])]
         passes += lower_passes(self.tvm_target, forms=forms)
-        with instruments(dump_ir), self.tvm_target:
+        watched = len(tvm.transform.PassContext.current().instruments or ()) > 0
+        # a caller that compiles in several steps has set the dumps and checks up already
+        watch = contextlib.nullcontext() if watched else instruments(dump_ir)
+        with watch, self.tvm_target:
             for step in passes:
                 mod = step(mod)
         return mod
