@@ -138,9 +138,7 @@ def test_unknown_shapes_pass_inference_but_give_no_kernel():
     v0 = relax.Var("v0", relax.TensorType(dtype="float32", ndim=2))
     call = relax.BlockBuilder().normalize(ttsnn.ops.lif(x, v0))
     assert [f.ndim for f in call.ty.fields] == [3, 2]
-    with pytest.raises(
-        PassError, match=r"needs the shapes of x \[\?, \?, \?\] and v0 .*match_cast"
-    ):
+    with pytest.raises(PassError, match=r"needs the shape of x \[\?, \?, \?\]; .*match_cast"):
         lif_kernel(call)
 
 

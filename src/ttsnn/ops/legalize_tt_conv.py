@@ -14,7 +14,7 @@ from tvm import relax, te, tirx, topi
 
 from ttsnn.ops.registry import register_attr
 from ttsnn.ops.tt_conv import TT_CONV2D, TT_CONV2D_BACKWARD, TTConvAttrs, tt_conv_attrs_of
-from ttsnn.ops.types import dims, fail, shape_text
+from ttsnn.ops.types import known_dims
 
 __all__: list[str] = []
 
@@ -109,7 +109,8 @@ class _Chain:
         self.cores = list(call.args[1:5])
         self.full = full
         self.parallel = attrs.mode != "stt"
-        kernel = (int(dims(self.cores[1].ty)[2]), int(dims(self.cores[2].ty)[2]))
+        shapes = [known_dims(call.op.name, "core", g.ty) for g in self.cores]
+        kernel = (shapes[1][2], shapes[2][2])
         top, left = attrs.padding[:2]
         (sh, sw), (dh, dw) = attrs.strides, attrs.dilation
         # what a tap sees that has no extent in a direction: the centre of the kernel there
@@ -122,7 +123,7 @@ class _Chain:
             self.horizontal = _Tap(1, dw, (1, sw), (0, left))
         self.point = _Tap()
         self.last = self.point if full else _Tap(None, 1, (sh, sw), centre)
-        self.size = tuple(dims(call.args[0].ty)[-2:])
+        self.size = tuple(known_dims(call.op.name, "x", call.args[0].ty)[-2:])
         self.out = attrs.out_size(self.size, kernel)
         self.middle = self.out if self.parallel else (self.out[0], self.size[1])
 
@@ -170,7 +171,7 @@ class _Chain:
         return self.bb.emit_te(lambda a, b: tap.to_input(a, b, size), dy, g, **_NAME_DX)
 
     def _core(self, tap: _Tap, x: relax.Expr, dy: relax.Expr, g: relax.Expr) -> relax.Var:
-        shape = dims(g.ty)
+        shape = known_dims(TT_CONV2D, "core", g.ty)
         return self.bb.emit_te(lambda a, b: tap.to_core(a, b, shape), x, dy, **_NAME_DG)
 
 
@@ -204,13 +205,7 @@ def _steps(bb: relax.BlockBuilder, x: relax.Expr, begin: int, end: int) -> relax
 def _parts(call: tvm.ir.Call) -> list[tuple[int, int, bool]]:
     """Ranges of timesteps and whether they run the full chain; one range where all do the same."""
     attrs: TTConvAttrs = tt_conv_attrs_of(call)
-    shape = dims(call.args[0].ty)
-    if shape is None:
-        fail(
-            call.op.name,
-            f"needs the shape of x {shape_text(call.args[0].ty)} to make code; "
-            "give it one, with match_cast",
-        )
+    shape = known_dims(call.op.name, "x", call.args[0].ty)
     if attrs.mode != "htt":
         return [(0, -1, True)]
     steps = int(shape[0])

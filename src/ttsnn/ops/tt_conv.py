@@ -254,7 +254,7 @@ def _infer_output(call: tvm.ir.Call, op: str, names: Sequence[str]) -> list[rela
         if attrs.timesteps > steps:
             fail(op, f"timesteps {attrs.timesteps} is more than x {shape_text(x)} has ({steps})")
     out = attrs.out_size((shape[-2], shape[-1]), kernel)
-    if any(as_int(s) is not None and as_int(s) < 1 for s in out):
+    if any((as_int(s) or 0) < 1 for s in out if as_int(s) is not None):
         fail(
             op,
             f"kernel {kernel[0]}×{kernel[1]} with dilation {list(attrs.dilation)} does not fit "

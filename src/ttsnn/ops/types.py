@@ -11,7 +11,17 @@ from tvm.sym import Analyzer
 
 from ttsnn.errors import PassError
 
-__all__ = ["FLOATS", "as_int", "differ", "dims", "fail", "same_dtype", "shape_text", "tensor_types"]
+__all__ = [
+    "FLOATS",
+    "as_int",
+    "differ",
+    "dims",
+    "fail",
+    "known_dims",
+    "same_dtype",
+    "shape_text",
+    "tensor_types",
+]
 
 FLOATS = ("float32", "float64")
 
@@ -26,6 +36,18 @@ def dims(ty: relax.TensorType) -> list[Any] | None:
     if ty.shape is None or not isinstance(ty.shape, relax.ShapeExpr):
         return None
     return [v if as_int(v) is None else as_int(v) for v in ty.shape.values]
+
+
+def known_dims(op: str, name: str, ty: relax.TensorType) -> list[Any]:
+    """Sizes of a tensor type that must have a shape.
+
+    Raises:
+        PassError: where its shape is not known.
+    """
+    shape = dims(ty)
+    if shape is None:
+        fail(op, f"needs the shape of {name} {shape_text(ty)}; give it one, with match_cast")
+    return shape
 
 
 def as_int(size: Any) -> int | None:
