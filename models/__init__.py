@@ -6,8 +6,9 @@ from ttsnn.models.lif import LIF
 from ttsnn.models.lif_op import lif
 from ttsnn.models.resnet import MSBlock, MSResNet
 from ttsnn.models.time_axis import SpikingNetwork, TimeModule, set_time_execution
+from ttsnn.models.tt_conv_op import tt_conv2d
 from ttsnn.models.tt_layers import TTConv2d, TTLinear
-from ttsnn.models.tt_ops import tt_conv2d, tt_linear
+from ttsnn.models.tt_linear_op import tt_linear
 from ttsnn.models.twin import TwoWeightConv2d, apply_plan, merge_tt
 from ttsnn.models.vgg import SpikingMLP, SpikingVGG
 from ttsnn.models.zoo import (

@@ -141,7 +141,13 @@ def load_dataset(
     spec = dataset_spec(name)
     if split not in SPLITS:
         raise DataError(f"{name}: unknown split {split!r}; use one of {', '.join(SPLITS)}")
-    spec = replace(spec, T=T or spec.T, image_size=image_size or spec.image_size)
+    spec = replace(
+        spec,
+        T=spec.T if T is None else T,
+        image_size=spec.image_size if image_size is None else image_size,
+    )
+    if spec.T < 1 or spec.image_size < 1:
+        raise DataError(f"{name}: T={spec.T} and image size {spec.image_size} must be at least 1")
     if name == "digits":
         pixels, labels = _digits(split)
         return _images(spec, split, pixels, labels, normalize)

@@ -99,7 +99,7 @@ class MSResNet(SpikingNetwork):
         downsample: str = "stride",
         lif: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(T, input_shape, static_input)
+        super().__init__(T, input_shape, num_classes, static_input)
         if downsample not in DOWNSAMPLES:
             raise ModelImportError(
                 f"unknown downsample {downsample!r}; use one of {', '.join(DOWNSAMPLES)}"

@@ -58,12 +58,14 @@ class SpikingNetwork(TimeModule):
         static_input: whether the network is meant for static images.
     """
 
-    def __init__(self, T: int, input_shape: tuple[int, int, int], static_input: bool) -> None:
+    def __init__(
+        self, T: int, input_shape: tuple[int, int, int], num_classes: int, static_input: bool
+    ) -> None:
         super().__init__()
-        if T < 1 or min(input_shape) < 1:
+        if min(T, num_classes, *input_shape) < 1:
             raise ModelImportError(
                 f"{type(self).__name__}: T and sizes must be at least 1, "
-                f"got T={T} and input {list(input_shape)}"
+                f"got T={T}, input {list(input_shape)} and {num_classes} classes"
             )
         self.T, self.input_shape, self.static_input = T, input_shape, static_input
 

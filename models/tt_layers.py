@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ttsnn import tt
 from ttsnn.errors import ModelImportError
-from ttsnn.models.tt_ops import tt_conv2d, tt_linear
+from ttsnn.models.tt_conv_op import tt_conv2d
+from ttsnn.models.tt_linear_op import tt_linear
 
 __all__ = ["TTConv2d", "TTLinear", "conv_padding"]
 

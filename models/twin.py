@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ttsnn import tt
 from ttsnn.errors import PlanError
+from ttsnn.models.tt_conv_op import centre_padding, conv2d_padded
 from ttsnn.models.tt_layers import TTConv2d, TTLinear, conv_padding
-from ttsnn.models.tt_ops import centre_padding, conv2d_padded
 from ttsnn.plans import LayerInfo, TTLayer, TTPlan, cores_of_layer, find_layer
 
 __all__ = ["TwoWeightConv2d", "apply_plan", "merge_tt"]

@@ -82,7 +82,7 @@ class SpikingVGG(SpikingNetwork):
         pool: str = "max",
         lif: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(T, input_shape, static_input)
+        super().__init__(T, input_shape, num_classes, static_input)
         if pool not in POOLS:
             raise ModelImportError(f"unknown pool {pool!r}; use one of {', '.join(POOLS)}")
         lif = dict(lif or {})
@@ -125,7 +125,7 @@ class SpikingMLP(SpikingNetwork):
         hidden: Sequence[int] = (512, 512),
         lif: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(T, input_shape, static_input)
+        super().__init__(T, input_shape, num_classes, static_input)
         lif = dict(lif or {})
         features = input_shape[0] * input_shape[1] * input_shape[2]
         self.hidden = nn.Sequential()

@@ -109,14 +109,14 @@ def create(
     if name not in ZOO:
         raise ModelImportError(f"unknown model {name!r}: use one of {', '.join(sorted(ZOO))}")
     spec = dataset_spec(dataset)
-    size = image_size or spec.image_size
+    size = spec.image_size if image_size is None else image_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model = ZOO[name](
-                (in_channels or spec.channels, size, size),
-                num_classes or spec.classes,
-                T or spec.T,
+                (spec.channels if in_channels is None else in_channels, size, size),
+                spec.classes if num_classes is None else num_classes,
+                spec.T if T is None else T,
                 spec.static,
                 **kwargs,
             )

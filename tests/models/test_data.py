@@ -202,12 +202,14 @@ def test_bad_event_files(tmp_path) -> None:
         (("mnist",), "digits"),
         (("digits", None, "validation"), "train, test"),
         (("cifar10",), "root"),
+        (("digits", None, "train"), "image size 0"),
         (("cifar10", "/nowhere/at/all"), "/nowhere/at/all"),
     ],
 )
 def test_bad_requests(args, words) -> None:
+    size = 0 if "size 0" in words else None
     with pytest.raises(DataError, match=words):
-        load_dataset(*args)
+        load_dataset(*args, image_size=size)
 
 
 def test_made_events_follow_the_movement() -> None:
