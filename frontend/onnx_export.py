@@ -104,9 +104,7 @@ def program_to_onnx(mod: tvm.IRModule) -> Any:
     builder = GraphBuilder(dtype)
     writer = Writer(builder)
 
-    names = [s["name"] for s in meta.get("inputs", [])] or [
-        p.name_hint for p in main.params[:count]
-    ]
+    names = [s["name"] for s in meta.get("inputs", [])] or [p.name for p in main.params[:count]]
     # a state's next value needs a name of its own: ONNX names are unique in the graph
     outs = [s["name"] for s in meta.get("outputs", [])]
     outs = [f"{n}.next" if n in names else n for n in outs]
@@ -124,7 +122,7 @@ def program_to_onnx(mod: tvm.IRModule) -> Any:
         builder.nodes.append(onnx.helper.make_node("Identity", [got], [name]))
 
     graph = onnx.helper.make_graph(
-        builder.nodes,
+        _needed(builder.nodes, outs),
         "main",
         [_value_info(onnx, n, p.ty) for n, p in zip(names, main.params, strict=False)],
         [_value_info(onnx, n, ty) for n, ty in zip(outs, types, strict=True)],
@@ -139,6 +137,16 @@ def program_to_onnx(mod: tvm.IRModule) -> Any:
     )
     onnx.helper.set_model_props(model, {"ttsnn.meta": json.dumps(meta)})
     return model
+
+
+def _needed(nodes: list[Any], outputs: list[str]) -> list[Any]:
+    """The nodes that the outputs depend on (a membrane's zero start is in the function)."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            kept.append(node)
+    return kept[::-1]
 
 
 def _value_info(onnx: Any, name: str, ty: relax.TensorType) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from ttsnn.frontend.onnx_graph import DOMAIN, OPSET, GraphBuilder, require_onnx, tensor_type
 from ttsnn.lif_attrs import LifAttrs
 
-__all__ = ["lif_function", "tt_conv2d_function", "tt_linear_function"]
+__all__ = ["layer_function", "lif_function", "tt_conv2d_function", "tt_linear_function"]
 
 
 def _function(
@@ -210,3 +210,21 @@ def tt_linear_function(name: str, cores: list[list[int]], dtype: str, attrs: dic
     shape = b.op("Concat", lead, b.ints(total), axis=0)
     b.nodes.append(b.onnx.helper.make_node("Reshape", [z, shape], ["y"]))
     return _function(name, inputs, ["y"], b, attrs, tt_linear_function.__doc__ or "")
+
+
+def layer_function(name: str, x_shape: Sequence[int], w_shape: Sequence[int], attrs: dict) -> Any:
+    """Float64 ``conv2d(x, w)``, or average pool where there is no ``w``; not in ONNX Runtime.
+
+    x is [N, C, H, W]; ``x_shape`` is [C, H, W], and ``w_shape`` empty for a pool.
+    """
+    b = GraphBuilder("float64")
+    inputs = ["x", "w"] if w_shape else ["x"]
+    for reserved in (*inputs, "y"):
+        b.name(reserved)
+    if w_shape:
+        sizes = attrs["strides"], attrs["padding"], attrs["dilation"], attrs["groups"]
+        y, _ = b.conv2d("x", "w", x_shape, w_shape, *sizes)
+    else:
+        y = b.avg_pool2d("x", x_shape, attrs["pool_size"], attrs["strides"])
+    b.nodes.append(b.onnx.helper.make_node("Identity", [y], ["y"]))
+    return _function(name, inputs, ["y"], b, attrs, layer_function.__doc__ or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,12 @@ from tvm import relax
 
 from ttsnn import ops
 from ttsnn.errors import ModelImportError
-from ttsnn.frontend.onnx_functions import lif_function, tt_conv2d_function, tt_linear_function
+from ttsnn.frontend.onnx_functions import (
+    layer_function,
+    lif_function,
+    tt_conv2d_function,
+    tt_linear_function,
+)
 from ttsnn.frontend.onnx_graph import DOMAIN, GraphBuilder, tensor_type
 from ttsnn.ops.types import dims
 
@@ -344,6 +350,9 @@ def _conv(w: Writer, call: tvm.ir.Call) -> str:
     shape, w_shape = dims(call.args[0].ty), dims(call.args[1].ty)
     if len(shape) == 4:
         args = _ints(a.strides), _ints(a.padding), _ints(a.dilation), int(a.groups)
+        if w.b.dtype == "float64":
+            keys = ("strides", "padding", "dilation", "groups")
+            return _layer(w, "conv2d", shape[1:], w_shape, dict(zip(keys, args)), x, weight)
         return w.b.conv2d(x, weight, shape[1:], w_shape, *args)[0]
     if w.b.dtype == "float64":
         raise ModelImportError(f"of an input {shape} has no float64 form; export as float32")
@@ -357,6 +366,15 @@ def _conv(w: Writer, call: tvm.ir.Call) -> str:
         dilations=_ints(a.dilation),
         group=int(a.groups),
     )
+
+
+def _layer(
+    w: Writer, kind: str, x_shape: list[Any], w_shape: list[Any], attrs: dict, *operands: str
+) -> str:
+    """A layer that ONNX Runtime lacks in float64, as a function of ours."""
+    key = str((x_shape, w_shape, attrs))
+    name = w.function(kind, key, lambda n: layer_function(n, x_shape, w_shape, attrs))
+    return w.b.op(name, *operands, hint=kind, domain=DOMAIN, **attrs)
 
 
 @_writes("nn.conv1d_transpose", "nn.conv2d_transpose", "nn.conv3d_transpose")
@@ -395,8 +413,9 @@ def _avg_pool(w: Writer, call: tvm.ir.Call) -> str:
     kernel, strides, shape = _ints(a.pool_size), _ints(a.strides), dims(call.args[0].ty)
     if any(_ints(a.padding)):
         raise ModelImportError("with padding inside the operator has no ONNX form here")
-    if len(kernel) == 2:
-        return w.b.avg_pool2d(*w.args(call), shape[1:], kernel, strides)
+    if len(kernel) == 2 and w.b.dtype == "float64":
+        attrs = {"pool_size": kernel, "strides": strides}
+        return _layer(w, "avg_pool2d", shape[1:], [], attrs, *w.args(call))
     if w.b.dtype == "float64":
         raise ModelImportError(f"of an input {shape} has no float64 form; export as float32")
     return w.b.op("AveragePool", *w.args(call), kernel_shape=kernel, strides=strides)
@@ -417,7 +436,8 @@ def _lif(w: Writer, call: tvm.ir.Call) -> list[str]:
     steps, dtype = int(dims(x.ty)[0]), str(x.ty.dtype)
     zero = v0 in w.zeros
     attrs = {k: int(v) if isinstance(v, bool) else v for k, v in a.to_dict().items()}
-    attrs |= {"timesteps": steps, "has_v0": int(not zero)}
+    # ONNX keeps numbers in float32; the text has them in full precision
+    attrs |= {"timesteps": steps, "has_v0": int(not zero), "settings": json.dumps(a.to_dict())}
     name = w.function(
         "lif",
         tuple(attrs.items()),
