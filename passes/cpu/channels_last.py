@@ -246,12 +246,9 @@ class _Converter(BindingRewriter):
 
     def _constant(self, expr: relax.Expr, value: np.ndarray) -> relax.Expr:
         """A known operand in its new arrangement: itself where nothing moves."""
-        before = self.static(expr)
-        if before.shape == value.shape:
+        if self.static(expr).shape == value.shape:
             return self.get(expr)
-        if before.size == value.size and max(before.shape, default=1) == before.size:
-            return self.emit(relax.op.reshape(self.get(expr), relax.ShapeExpr(list(value.shape))))
-        return self.fresh_param(f"{self._owner(expr)}.channels_last", value)
+        return self._pack(expr, f"{self._owner(expr)}.channels_last", value)
 
     def _elementwise(self, call: relax.Call) -> Image | None:
         tensors = [a for a in call.args if isinstance(getattr(a, "ty", None), relax.TensorType)]

@@ -134,7 +134,7 @@ class _Fuser(BindingRewriter):
             return None
         vector = self.get(other)
         if value.ndim != 1:
-            vector = self.emit(relax.op.reshape(vector, relax.ShapeExpr([channels])))
+            vector = self.fresh_param(f"{pending.config.name}.bias_vector", value.reshape(channels))
         return _Pending(replace(pending.config, bias=True), (*pending.operands, vector))
 
     def _residual(

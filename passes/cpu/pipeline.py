@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import tvm
 from tvm import relax
 
+from ttsnn.passes.cpu.any_alignment import AnyAlignment
 from ttsnn.passes.cpu.channels_last import ToChannelsLast
 from ttsnn.passes.cpu.cost import CpuCost
 from ttsnn.passes.cpu.fuse_layers import FuseLayers
@@ -45,6 +46,8 @@ def lower_passes(
         t.EliminateCommonSubexpr(),
         FuseLayers(),
         PackWeights(target),
+        # of a reshape of a reshape the last is enough
+        t.RemoveRedundantReshape(),
         # batch norms that were not folded
         t.DecomposeOpsForInference(),
         t.LegalizeOps(),
@@ -56,6 +59,8 @@ def lower_passes(
         t.RewriteDataflowReshape(),
         Prune(),
         ScheduleKernels(RULES, target),
+        # after the rules, which may make their own functions
+        AnyAlignment(),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 
@@ -12,6 +11,7 @@ from tvm.target import codegen
 
 from ttsnn.debugging import instruments
 from ttsnn.errors import TargetError
+from ttsnn.passes.cpu.any_alignment import ALIGNMENT
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.pipeline import build_passes, lower_passes
 from ttsnn.passes.cpu.schedule_kernels import FALLBACK, LAYERS, MACS, RULE
@@ -38,7 +38,7 @@ class CpuTarget(Target):
     description = "CPU by LLVM: fused channels-last kernels, for this machine or any mcpu"
     constraints = "inference; float32 and float64; static T; static or symbolic batch"
     option_names = ("mcpu", "mtriple", "mattr", "num-cores")
-    input_alignment = 64
+    input_alignment = ALIGNMENT
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         super().__init__(options)
@@ -75,10 +75,7 @@ class CpuTarget(Target):
         """Program → scheduled kernels; ``forms`` as in ``ScheduleContractions``."""
         passes = [*([ExposeSpikes()] if record_spikes else [])]
         passes += lower_passes(self.tvm_target, forms=forms)
-        watched = len(tvm.transform.PassContext.current().instruments or ()) > 0
-        # a caller that compiles in several steps has set the dumps and checks up already
-        watch = contextlib.nullcontext() if watched else instruments(dump_ir)
-        with watch, self.tvm_target:
+        with instruments(dump_ir), self.tvm_target:
             for step in passes:
                 mod = step(mod)
         return mod
