@@ -16,11 +16,11 @@ from ttsnn.plans import (
 from ttsnn.tt import FitErrors
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
 
     from ttsnn.sources import ModelSource
 
-__all__ = ["fit_errors", "layer_rows", "layers_table", "weights_note"]
+__all__ = ["fit_errors", "layer_rows", "print_layers", "weights_note"]
 
 _RANDOM = "the weights are random (no --weights): these errors say nothing of a trained network"
 
@@ -68,37 +68,47 @@ def layer_rows(cost: NetworkCost, errors: Mapping[str, FitErrors]) -> list[dict[
     return rows
 
 
-def layers_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows for people; columns of errors only where there are any."""
+_ERRORS = (("weight", "fit error"), ("cross", "of cross"), ("half", "1×1 steps"))
+
+
+def print_layers(console: Console, rows: list[dict[str, Any]]) -> None:
+    """The rows for people: tensor-train counts with their ratio, then the errors there are."""
     from rich.table import Table
 
-    kinds = [
+    if not console.is_terminal:  # a file or a pipe has no width that lines should break at
+        console.width = max(console.width, 120)
+    errors = [
         (key, title)
-        for key, title in (
-            ("weight", "error of the fit"),
-            ("cross", "of the cross"),
-            ("half", "other steps"),
-        )
+        for key, title in _ERRORS
         if any(r["error"] and r["error"][key] is not None for r in rows)
     ]
-    table = Table("layer", "weight", "form", "ranks", title=None)
-    for title in ("parameters", "TT", "MFLOPs", "TT", *(t for _, t in kinds)):
-        table.add_column(title, justify="right")
+    table = Table("layer", "weight", "form", "ranks", box=None, pad_edge=False)
+    for title in ("parameters", "MFLOPs", *(t for _, t in errors)):
+        table.add_column(title, justify="right", no_wrap=True)
     for r in rows:
-        form = r["mode"] if r["timesteps"] is None else f"{r['mode']} ({r['timesteps']} full)"
-        numbers = [
-            f"{r['params']['dense']:,}",
-            f"{r['params']['tt']:,}",
-            f"{r['flops']['dense'] / 1e6:,.2f}",
-            f"{r['flops']['tt'] / 1e6:,.2f}",
-        ]
-        for key, _ in kinds:
+        form = r["mode"] if r["timesteps"] is None else f"{r['mode']} {r['timesteps']}/{r['steps']}"
+        distinct = set(r["ranks"] or ())
+        ranks = ",".join(map(str, distinct if len(distinct) == 1 else r["ranks"] or ()))
+        counts = [_count(r["params"], 1), _count(r["flops"], 1e6)]
+        for key, _ in errors:
             value = r["error"][key] if r["error"] else None
-            numbers.append("" if value is None else f"{value:.4f}")
-        shape = "×".join(map(str, r["shape"]))
-        ranks = "" if r["ranks"] is None else ", ".join(map(str, r["ranks"]))
-        table.add_row(r["name"], shape, form, ranks, *numbers)
-    return table
+            counts.append("" if value is None else f"{value:.4f}")
+        table.add_row(r["name"], "×".join(map(str, r["shape"])), form, ranks, *counts)
+    console.print(table)
+    if any(key == "cross" for key, _ in errors):
+        console.print(
+            "fit error: ‖W − TT‖/‖W‖ of the whole kernel; of cross: against its centre row and "
+            "column, all that ptt and htt can represent"
+        )
+
+
+def _count(pair: Mapping[str, int], unit: float) -> str:
+    """``294,912 (8.0×)``; the dense count alone where the layer is dense."""
+    digits = 0 if unit == 1 else 2
+    text = f"{pair['tt'] / unit:,.{digits}f}"
+    if pair["tt"] == pair["dense"]:
+        return text
+    return f"{text} ({pair['dense'] / max(pair['tt'], 1):.1f}×)"
 
 
 def weights_note(source: ModelSource) -> str | None:

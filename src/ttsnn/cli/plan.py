@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     data["path"] = args.out
 
     def show(console: Console) -> None:
-        from ttsnn.cli._layers import layers_table
+        from ttsnn.cli._layers import print_layers
 
-        console.print(layers_table([r for r in data["layers"] if r["mode"] != "dense"]))
+        print_layers(console, [r for r in data["layers"] if r["mode"] != "dense"])
         ratio, tt = data["ratio"], data["tt"]
         console.print(
             f"{len(chosen)} of {len(data['layers'])} layers; {tt['params']:,} parameters "

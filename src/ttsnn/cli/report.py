@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
     def show(console: Console) -> None:
         from rich.table import Table
 
-        from ttsnn.cli._layers import layers_table
+        from ttsnn.cli._layers import print_layers
 
-        console.print(layers_table(data["layers"]))
+        print_layers(console, data["layers"])
         totals = Table("", "parameters", "MFLOPs a sample")
         for title, key in (("dense", "dense"), ("tensor trains", "tt")):
             counts = data[key]

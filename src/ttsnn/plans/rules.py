@@ -154,7 +154,8 @@ def make_plan(
             "no layer to factorise: the stem, 1×1 and grouped convolutions and the classifier stay "
             f"dense; include one of {', '.join(INCLUDE)}, or a layer by its name"
         )
-    layers, notes = {}, []
+    layers: dict[str, TTLayer] = {}
+    notes: dict[str, list[str]] = {}
     for info in chosen:
         try:
             draft = _unranked(info, mode, T, timesteps, factors)
@@ -162,12 +163,20 @@ def make_plan(
                 layers[info.name] = _with_rank(info, draft, ranks[info.name])
             else:
                 layers[info.name], note = _apply(rule, info, draft)
-                notes += [f"{info.name}: {note}"] if note else []
+                if note:
+                    notes.setdefault(note, []).append(info.name)
         except PlanError as error:
             prefix = f"layer {info.name!r}: "
             raise PlanError(prefix + str(error).removeprefix(prefix)) from None
     uses_time = any(layer.mode == "htt" for layer in layers.values())
-    return TTPlan(layers, rule=str(rule), T=T if uses_time else None, notes=tuple(notes))
+    remarks = tuple(f"{note}: {_listed(names)}" for note, names in notes.items())
+    return TTPlan(layers, rule=str(rule), T=T if uses_time else None, notes=remarks)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A few names, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def plan_for(
@@ -304,5 +313,5 @@ def _by_vbmf(info: LayerInfo, draft: TTLayer) -> tuple[TTLayer, str]:
         found = [max(evbmf_rank(m) for m in both)] * 3
     layer = _with_rank(info, draft, [max(r, 1) for r in found])
     if found and max(found) == 0:
-        return layer, "EVBMF finds only noise in the weight (untrained?); rank 1 taken"
+        return layer, "EVBMF finds only noise (untrained weights?), rank 1 taken"
     return layer, ""
