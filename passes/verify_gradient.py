@@ -239,4 +239,6 @@ def _is_float(expr: relax.Expr) -> bool:
 
 def _type_text(expr: relax.Expr) -> str:
     ty = expr.ty
+    if isinstance(ty, relax.TupleType):
+        return f"({', '.join(shape_text(f) for f in ty.fields if isinstance(f, relax.TensorType))})"
     return f"{shape_text(ty)} {ty.dtype}" if isinstance(ty, relax.TensorType) else str(ty)
