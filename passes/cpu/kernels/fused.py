@@ -21,7 +21,7 @@ from ttsnn.passes.cpu.kernels.neuron import lif_step
 from ttsnn.passes.cpu.kernels.pack import packed_channels
 from ttsnn.passes.cpu.kernels.register_tile import Point, RegisterTile, chunks
 from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, LayerParams, layer_params
-from ttsnn.passes.cpu.kernels.tiles import LayerTiles, StageTile, layer_panels
+from ttsnn.passes.cpu.kernels.tiles import LayerTiles, StageTile, check_tiles, layer_panels
 from ttsnn.passes.cpu.kernels.tir import Body, at_most, fold, i64, load, splat, vector
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 
@@ -67,7 +67,11 @@ def fused_layer(
         isa: vector width and registers.
         tiles: strip, block and register tiles.
         name: name of the function.
+
+    Raises:
+        PassError: if the tiles do not fit the layer.
     """
+    check_tiles(config, tiles)
     return _Emitter(config, batch, isa, tiles).function(name)
 
 
@@ -253,8 +257,10 @@ class _Emitter:
                 *works[1:],
             ]
         for i, stage in enumerate(stages):
-            call = _StageCall(stage, tiles[i], f"{prefix}{i}", works[i], regions[i], regions[i + 1])
-            if i < len(stages) - 1:
+            last = i == len(stages) - 1
+            bias = last and self.config.bias
+            call = _StageCall(stage, tiles[i], f"{prefix}{i}", works[i], regions[i + 1], bias)
+            if not last:
                 self._inner_stage(call, works[i + 1])
             else:
                 self._last_stage(call, t0, steps, index)
@@ -296,12 +302,13 @@ class _Emitter:
         taps = [(dh - top) * source.row_stride + dw * source.channels for dh, dw in stage.taps]
         shape = (tile.time, tile.height, tile.width)
         acc = RegisterTile(self.body, self.config.dtype, shape, vectors)
-        acc.zero()
+        channel = start + index * width
+        acc.start(self.flat["bias"] if call.adds_bias else None, channel)
         taps_channels = len(stage.taps) * stage.in_channels
         if self.config.packing is None:
-            weight_base, stride = start + index * width, stage.out_channels
+            weight_base, stride = channel, stage.out_channels
         else:
-            weight_base, stride = taps_channels * (start + index * width), width
+            weight_base, stride = taps_channels * channel, width
         acc.accumulate(
             source.buffer,
             self.body.bind(source.at(t, row * sh, column * sw), "in_at"),
@@ -343,7 +350,6 @@ class _Emitter:
             vectors = chunks(min(width, self.channels - start), self.lanes)
             pixel = (row * self.width + column) * self.channels + start + i * width
             pixel = b.bind(pixel, "pixel")
-            channel = start + i * width
             v = None
             if config.lif is not None:
                 shape = (1, tile.height, tile.width)
@@ -352,12 +358,12 @@ class _Emitter:
             if same:
                 acc = self._accumulate(call, panel, i, 0, row, column, vectors)
                 with b.loop(steps, "t") as t:
-                    self._finish(acc, v, t0 + t, pixel, channel)
+                    self._finish(acc, v, t0 + t, pixel)
             else:
                 with b.loop(self.tiles.time_block // tile.time, "t") as t:
                     step = t * tile.time
                     acc = self._accumulate(call, panel, i, step, row, column, vectors)
-                    self._finish(acc, v, t0 + step, pixel, channel)
+                    self._finish(acc, v, t0 + step, pixel)
             if v is not None:
                 self._store_membrane(v, pixel, index)
 
@@ -373,7 +379,7 @@ class _Emitter:
         elif self.config.v0:
             source, base = self.flat["v0"], self._image_base(None, self.h0) + pixel
         else:
-            v.zero()
+            v.start()
             return
         with v.pixels() as near:
             for c, n in v.vectors:
@@ -392,10 +398,8 @@ class _Emitter:
                 where = vector(base + self._near(near, c), n)
                 self.body.store(target, v.get(near, c, n), where)
 
-    def _finish(
-        self, acc: RegisterTile, v: RegisterTile | None, t: Expr, pixel: Expr, channel: Expr
-    ) -> None:
-        """Bias, residual, neuron and stores for the timesteps of a register tile."""
+    def _finish(self, acc: RegisterTile, v: RegisterTile | None, t: Expr, pixel: Expr) -> None:
+        """Residual, neuron and stores for the timesteps of a register tile."""
         b, config = self.body, self.config
         step = self.p.batch * (self.height * self.width * self.channels)
         base = b.bind(self._image_base(t, self.h0) + pixel, "out_at")
@@ -405,8 +409,6 @@ class _Emitter:
         with acc.pixels() as near:
             for c, n in acc.vectors:
                 value = acc.get(near, c, n)
-                if config.bias:
-                    value = value + load(self.flat["bias"], vector(channel + c, n))
                 offset = self._near(near, c)
                 if config.residual:
                     at = side + near[0] * side_step + offset
@@ -436,8 +438,8 @@ class _StageCall:
     tile: StageTile
     weight: str
     source: _Array
-    source_region: Region
     region: Region
+    adds_bias: bool
 
 
 class _Pixels:

@@ -76,11 +76,17 @@ class RegisterTile:
         """Replace these sums."""
         self.body.store(self.buffer, value, self._at(pixel, start, lanes))
 
-    def zero(self) -> None:
-        """Set all sums to zero."""
+    def start(self, bias: Var | None = None, channel: Expr | int = 0) -> None:
+        """Set all sums to zero, or to the bias of channels ``channel …``."""
+        values = [
+            splat(0.0, self.dtype, n)
+            if bias is None
+            else self.body.bind(load(bias, vector(channel + c, n)), "b")
+            for c, n in self.vectors
+        ]
         with self.pixels() as pixel:
-            for start, lanes in self.vectors:
-                self.set(splat(0.0, self.dtype, lanes), pixel, start, lanes)
+            for (c, n), value in zip(self.vectors, values):
+                self.set(value, pixel, c, n)
 
     def accumulate(
         self,

@@ -8,12 +8,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ttsnn.errors import PassError
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, leaves_image
 from ttsnn.passes.cpu.kernels.pack import packed_channels, panels
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 
-__all__ = ["LayerTiles", "StageTile", "default_tiles", "layer_panels", "register_rows"]
+__all__ = [
+    "LayerTiles",
+    "StageTile",
+    "check_tiles",
+    "default_tiles",
+    "layer_panels",
+    "register_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -135,10 +143,10 @@ def _chain_tiles(
     for stage, region in zip(stages, regions[1:]):
         widest = max(n for _, n in layer_panels(config, stage, isa))
         vectors = -(-widest // lanes)
-        height = min(_rows_inside(region, 0), _rows_inside(region, last_start))
+        height = _least_rows(region, last_start)
         tile = _pixels(region, height, block, vectors, register_rows(isa, vectors))
         weight = len(stage.taps) * stage.in_channels * stage.out_channels * size
-        out.append(StageTile(*tile, 4, weight > isa.l2_bytes // 8))
+        out.append(StageTile(*tile, 2, weight > isa.l2_bytes // 8))
     return tuple(out)
 
 
@@ -160,13 +168,43 @@ def _pixels(
                 if t > 1 and (w < region.width or h < height):
                     continue
                 tiles = -(-region.width // w) * -(-region.rows // h) * (block // t)
-                cost = tiles * (w * h * t * vectors + 2.0 + vectors)
+                cost = tiles * (w * h * t * vectors + 1.0)
                 if cost < best:
                     best, choice = cost, (t, h, w)
     return choice
 
 
-def _rows_inside(region: Region, h0: int) -> int:
-    """Rows of a region that lie inside the image, for the strip that starts at row ``h0``."""
-    start = int(region.start(h0))
-    return min(region.rows, region.height - start) - max(0, -start)
+def _least_rows(region: Region, last_start: int) -> int:
+    """Fewest rows of a region inside the image, over strips from row 0 to ``last_start``."""
+    starts = (int(region.start(0)), int(region.start(last_start)))
+    return min(min(region.rows, region.height - s) - max(0, -s) for s in starts)
+
+
+def check_tiles(config: LayerConfig, tiles: LayerTiles) -> None:
+    """Refuse tiles that do not fit a layer.
+
+    Raises:
+        PassError: naming the layer and the parameter.
+    """
+
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise PassError(f"layer {config.name}: {what} in {tiles}; choose another tile")
+
+    block, height = tiles.time_block, config.stages[-1].out_size[0]
+    require(1 <= tiles.strip_rows <= height, f"strip_rows must be 1…{height}")
+    if config.x_T == 1:
+        require(block == 1, "time_block must be 1 where the input does not change with time")
+    steps = (config.timesteps, config.T - config.timesteps)
+    require(block >= 1 and all(s % block == 0 for s in steps), f"time_block must divide {steps}")
+    for stages, chosen in ((config.stages, tiles.stages), (config.half_stages, tiles.half_stages)):
+        require(len(stages) == len(chosen), "one tile for each stage")
+        if not stages:
+            continue
+        regions = chain_regions(stages, tiles.strip_rows)
+        for region, tile in zip(regions[1:], chosen):
+            rows = _least_rows(region, height - tiles.strip_rows)
+            require(1 <= tile.height <= rows, f"height of a tile must be 1…{rows}")
+            require(1 <= tile.width <= region.width, f"width must be 1…{region.width}")
+            require(tile.time >= 1 and block % tile.time == 0, f"time must divide {block}")
+            require(tile.k_unroll >= 1, "k_unroll must be positive")

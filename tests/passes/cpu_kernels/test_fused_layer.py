@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tvm
 
+from ttsnn.errors import PassError
 from ttsnn.passes.cpu.isa import AVX2, AVX512, GENERIC, isa_of
 from ttsnn.passes.cpu.kernels.pack import pack_layer_weights
 from ttsnn.passes.cpu.kernels.reference import reference_layer
@@ -133,6 +134,19 @@ def test_tiles(rows, block, order):
     tiles = LayerTiles(rows, block, (tile, tile, replace(tile, width=4)), ())
     config = layer(stages, T=4, v0=True, residual=True, emit=("v_last", "spikes"))
     check(config, tiles=tiles)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"strip_rows": 6}, {"strip_rows": 1}, {"time_block": 3}, {"stages": ()}],
+    ids=["strip", "height", "block", "count"],
+)
+def test_tiles_that_do_not_fit_are_refused(change):
+    config = layer(chain((5, 5), (2, 3), (POINT,)), T=4)
+    tiles = replace(LayerTiles(5, 2, (StageTile(1, 2, 2, 1, False),), ()), **change)
+    func = reference_layer(config, 1, "layer")
+    with pytest.raises(PassError, match=r"block\.conv1.*tile"):
+        layer_rule(func, HASWELL, tiles)
 
 
 def test_tiles_across_time_and_rows():
