@@ -23,6 +23,7 @@ from ttsnn.runtime.threads import default_threads
 from ttsnn.runtime.threads import threads as use_threads
 from ttsnn.runtime.twins import Twins, make_twins
 from ttsnn.sources import ModelOptions, resolve
+from ttsnn.targets import get_target
 
 __all__ = ["compare"]
 
@@ -78,6 +79,7 @@ def compare(
     if dtype not in TOLERANCE:
         raise DataError(f"compare runs in float32 or float64, not {dtype!r}")
     names = parse_peers(against)
+    get_target(target)
     count = threads or default_threads()
     options = options or ModelOptions(seed=seed)
     with use_threads(count):

@@ -118,6 +118,9 @@ def compile(
     Raises:
         TTSNNError: one of its kinds, naming what is wrong and what to do.
     """
+    from ttsnn.targets import get_target
+
+    get_target(target)  # what is impossible should fail before minutes of work
     if out is not None:
         _check_folder(Path(out))
     source = resolve(model, options or ModelOptions(seed=seed))

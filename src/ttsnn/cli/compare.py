@@ -52,7 +52,11 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare and show."""
     from ttsnn.runtime.compare import compare
+    from ttsnn.runtime.peers import parse_peers
+    from ttsnn.targets import get_target
 
+    parse_peers(args.against)
+    get_target(args.target)
     source = _common.resolve_model(args)
     x = None
     if args.real:

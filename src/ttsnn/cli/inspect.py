@@ -75,7 +75,7 @@ def inspect_net(net: Net, *, batch: int = 1, repeats: int = 10, threads: int | N
                 "gflops": 2 * macs / ms / 1e6 if ms and macs else None,
             }
         )
-    for name in [n for n in measured if not n.startswith("vm.builtin.")]:
+    for name in [n for n in measured if not n.startswith(("vm.builtin.", "shape_func"))]:
         time = measured.pop(name)
         kernels.append(
             {
