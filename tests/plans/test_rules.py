@@ -79,6 +79,9 @@ def test_rank_is_clipped_to_the_shape(mode):
     assert plan.layers["body.conv1"].ranks == first
     assert plan.layers["body.conv2"].ranks == (10, 10, 10)
     assert plan.layers["hidden"].ranks == (10,)
+    # ascending beside descending keeps the two cores about equally large
+    assert plan.layers["hidden"].out_factors == (4, 6)
+    assert plan.layers["hidden"].in_factors == (8, 6)
     assert plan.layers["body.conv1"].timesteps == (2 if mode == "htt" else None)
     assert plan.T == 4 if mode == "htt" else plan.T is None
 
