@@ -133,7 +133,8 @@ def test_report_of_a_plan(capfd, network, mode):
     assert data["ratio"]["params"] == round((STEM + 8 + CONV + FC + 5) / params, 2)
     assert data["ratio"]["flops"] == round(DENSE_FLOPS / flops, 2)
     assert data["executed"]["ratio"] == round(DENSE_FLOPS / data["executed"]["macs"], 2)
-    assert data["executed"]["macs"] <= flops
+    # the stem and the classifier as they are, and at least one multiplication a core entry
+    assert data["executed"]["macs"] > T * PIXELS * STEM + FC + cores
     assert data["weights"] == "random"
     assert "random" in data["weights_note"]
     assert data["layers"][1]["error"]["weight"] > 0

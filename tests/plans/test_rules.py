@@ -150,6 +150,12 @@ def test_vbmf_finds_the_rank_under_noise(mode):
     assert not plan.notes
 
 
+def test_layers_that_grow_are_noted():
+    plan = make_plan(small(), "rank=99", "stt")
+    assert "more parameters than dense: body.conv1, body.conv2, hidden" in plan.notes
+    assert not make_plan(small(), "rank=2", "stt").notes
+
+
 def test_vbmf_of_untrained_weights_is_noted():
     plan = make_plan(small(), "vbmf")
     assert plan.layers["body.conv1"].ranks == (1, 1, 1)

@@ -165,6 +165,9 @@ def make_plan(
                 layers[info.name], note = _apply(rule, info, draft)
                 if note:
                     notes.setdefault(note, []).append(info.name)
+            cost = layer_cost(info, layers[info.name])
+            if cost.params > cost.dense_params:
+                notes.setdefault("more parameters than dense", []).append(info.name)
         except PlanError as error:
             prefix = f"layer {info.name!r}: "
             raise PlanError(prefix + str(error).removeprefix(prefix)) from None
