@@ -240,10 +240,10 @@ def status(args: argparse.Namespace, text: str) -> Any:
 
 
 def console() -> Console:
-    """Where tables go."""
+    """Where tables go; 120 columns wide in a file or a pipe."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def emit(args: argparse.Namespace, data: dict, show: Callable[[Console], None]) -> None:
