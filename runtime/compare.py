@@ -184,7 +184,7 @@ def _measure(
         place.mkdir()
         try:
             call = prepare(name, network, x, threads, place)
-            memory[name] = peak_mb(call)
+            memory[name] = peak_mb(call, warm="onnxruntime" not in name)
             if not dense:
                 errors[name] = max_rel_error(np.asarray(call()), _reference(twins))
             pairs[name] = time_pairs(lambda: net(x), call, seconds=seconds, repeats=repeats)

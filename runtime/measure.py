@@ -10,6 +10,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,23 +113,30 @@ def _no_garbage_collection():
             gc.enable()
 
 
-def peak_mb(call: Callable[[], object]) -> float | None:
+def peak_mb(call: Callable[[], object], *, warm: bool = True) -> float | None:
     """How far one call raises this process' resident memory, in MB (10⁶ bytes).
 
     Before it, memory that allocators keep for later is given back to the system (TVM's pools,
     the C library's heap), and Linux' high-water mark is reset (``/proc/self/clear_refs``). So
     this is what a call needs beside the loaded network: activations and work space. Weights do
-    not count. Memory that an allocator keeps in another way (ONNX Runtime's arena) is seen at
-    the first call only, so measure before anything else.
+    not count. The call runs in a thread of its own, since work space may be kept by thread.
+
+    Args:
+        warm: call once before, so that code that is loaded at the first call does not count.
+            Not for allocators that never give back (ONNX Runtime's arena): there the first call
+            is the one that shows what is needed.
 
     Returns:
         None where the system cannot say it.
     """
+    if warm:
+        call()
     trim()
     try:
         Path("/proc/self/clear_refs").write_text("5")
         before = _status_kb("VmRSS")
-        call()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(call).result()
         return max(0.0, (_status_kb("VmHWM") - before) * 1024 / 1e6)
     except (OSError, ValueError):
         return None
