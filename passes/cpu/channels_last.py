@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import tvm
 from tvm import relax
@@ -85,7 +87,7 @@ class _Converter(BindingRewriter):
             return self._concat(value)
         image = self._images.get(value.args[0]) if self._is_var(value, 0) else None
         if image is None:
-            return None
+            return self._fold(value) if name == "relax.reshape" else None
         if name in ("relax.reshape", "relax.expand_dims", "relax.squeeze"):
             return self._reshape(value, image)
         if name == "relax.broadcast_to":
@@ -312,6 +314,25 @@ class _Converter(BindingRewriter):
             if not same_dims(dims(out), shape):
                 out = self.emit(relax.op.reshape(out, relax.ShapeExpr(shape)))
             return Image(out, steps, folded, spatial)
+        return None
+
+    def _fold(self, call: relax.Call) -> Image | None:
+        """[T, N, C, H, W] → [T·N, C, H, W] or [T·N, C·H·W] of a value in the program's layout.
+
+        The last place where T is known to those that want [T·N, …].
+        """
+        before, after = dims(call.args[0]), dims(call)
+        if before is None or after is None or len(before) != 5 or not isinstance(before[0], int):
+            return None
+        if before[0] == 1 or not same(after[0], product(before[:2])):
+            return None
+        if same_dims(after[1:], before[2:]):
+            image = self._image(call.args[0])
+            return None if image is None else replace(image, folded=True)
+        if len(after) == 2 and isinstance(after[1], int):
+            shape = relax.ShapeExpr(rows_shape(before[0], before[1], after[1]))
+            rows = self.emit(relax.op.reshape(self.get(call.args[0]), shape))
+            return Image(rows, before[0], True, False)
         return None
 
     def _repeat(self, call: relax.Call, x: Image) -> Image | None:
