@@ -14,13 +14,22 @@ import numpy as np
 import tvm
 
 from ttsnn.errors import PassError
-from ttsnn.passes.cpu.isa import isa_of
+from ttsnn.passes.cpu.isa import Isa, isa_of
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 
-__all__ = ["pack_layer_weights", "pack_weight", "packed_channels", "packed_size", "panels"]
+__all__ = [
+    "pack_layer_weights",
+    "pack_weight",
+    "packed_channels",
+    "packed_size",
+    "panel_vectors",
+    "panels",
+]
 
-MAX_VECTORS = 3
-"""Vectors in the widest panel: with 8 rows 24 accumulators, of 32 registers on AVX-512."""
+
+def panel_vectors(isa: Isa) -> int:
+    """Vectors in the widest panel: with 32 registers 4 of them × 5 rows, with 16 3 × 3."""
+    return 4 if isa.registers >= 32 else 3
 
 
 def packed_channels(channels: int, lanes: int) -> int:
@@ -29,7 +38,7 @@ def packed_channels(channels: int, lanes: int) -> int:
     return -(-channels // half) * half
 
 
-def panels(channels: int, lanes: int, max_vectors: int = MAX_VECTORS) -> list[tuple[int, int]]:
+def panels(channels: int, lanes: int, max_vectors: int) -> list[tuple[int, int]]:
     """(first channel, width) of each panel: as few and as equal as they can be.
 
     Widths are whole vectors, but for half a vector that the last panel may have more.
@@ -80,9 +89,10 @@ def pack_layer_weights(
         The config that says how the weights are packed, and the weights, each flat: operands of
         ``relax.cpu.layer`` in place of the plain ones.
     """
-    lanes = isa_of(target).lanes(config.dtype)
+    isa = isa_of(target)
+    lanes, vectors = isa.lanes(config.dtype), panel_vectors(isa)
     stages = (*config.stages, *config.half_stages)
     if len(stages) != len(weights):
         raise PassError(f"layer {config.name}: {len(weights)} weights for {len(stages)} stages")
-    packed = [pack_weight(s, w, lanes, MAX_VECTORS) for s, w in zip(stages, weights)]
-    return replace(config, packing=(lanes, MAX_VECTORS)), packed
+    packed = [pack_weight(s, w, lanes, vectors) for s, w in zip(stages, weights)]
+    return replace(config, packing=(lanes, vectors)), packed

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ttsnn.errors import PassError
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, leaves_image
-from ttsnn.passes.cpu.kernels.pack import packed_channels, panels
+from ttsnn.passes.cpu.kernels.pack import packed_channels, panel_vectors, panels
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 
 __all__ = [
@@ -63,13 +63,17 @@ def layer_panels(config: LayerConfig, stage: Stage, isa: Isa) -> list[tuple[int,
     """(first channel, width) of a stage's panels of output channels, packed or plain."""
     if config.packing is not None:
         return panels(stage.out_channels, *config.packing)
-    full = panels(stage.out_channels, isa.lanes(config.dtype))
+    full = panels(stage.out_channels, isa.lanes(config.dtype), panel_vectors(isa))
     return [(a, min(n, stage.out_channels - a)) for a, n in full]
 
 
 def register_rows(isa: Isa, vectors: int) -> int:
-    """Rows of a register tile ``vectors`` wide that leave registers for the operands."""
-    return max(1, min(14, (isa.registers - vectors - 1) // vectors))
+    """Rows of a register tile ``vectors`` wide.
+
+    Registers hold the sums, a row of weights, and one input for each row: LLVM likes to load
+    all inputs first, and spills sums where there is no room.
+    """
+    return max(1, (isa.registers - vectors) // (vectors + 1))
 
 
 def default_tiles(config: LayerConfig, batch: int | None, isa: Isa, threads: int) -> LayerTiles:
@@ -146,7 +150,7 @@ def _chain_tiles(
         height = _least_rows(region, last_start)
         tile = _pixels(region, height, block, vectors, register_rows(isa, vectors))
         weight = len(stage.taps) * stage.in_channels * stage.out_channels * size
-        out.append(StageTile(*tile, 2, weight > isa.l2_bytes // 8))
+        out.append(StageTile(*tile, 4, weight > isa.l2_bytes // 8))
     return tuple(out)
 
 
