@@ -201,7 +201,9 @@ def from_exported(ep: ExportedProgram, what: str = "the model", T: int | None = 
     params = {public: _numpy(public, sig.values[name]) for name, public in sig.params.items()}
     mod = relax.transform.DeadCodeElimination(["main"])(make_program(func, params))
     steps = set(t.timesteps)
-    meta = _meta(mod["main"], ep, sig, steps.pop() if len(steps) == 1 else T)
+    # single steps in a loop say nothing about how many there are
+    steps = next(iter(steps)) if len(steps) == 1 and (steps != {1} or T is None) else T
+    meta = _meta(mod["main"], ep, sig, steps)
     return mod.with_attr(META, json.dumps(meta))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch
 import tvm
 from torch.export import ExportedProgram
 
-from ttsnn.errors import ModelImportError, TTSNNError
-from ttsnn.frontend.describe import quiet
+from ttsnn.errors import ModelImportError
 from ttsnn.frontend.exported import from_exported
+from ttsnn.frontend.pt2 import load_pt2
 from ttsnn.frontend.trace import export_module
 
-__all__ = ["import_model", "load_pt2"]
+__all__ = ["import_model"]
 
 
 def import_model(
@@ -77,33 +76,6 @@ def import_model(
         f"cannot import a {type(source).__name__}; give a torch.nn.Module, an ExportedProgram, or "
         "the path of a .pt2 or .onnx file"
     )
-
-
-def load_pt2(path: str | os.PathLike[str]) -> ExportedProgram:
-    """Read a ``.pt2`` file that ``torch.export.save`` wrote.
-
-    Raises:
-        ModelImportError: for a missing, truncated or foreign file.
-    """
-    import ttsnn.models  # noqa: F401  registers the operators that the file may use
-
-    path = Path(path)
-    if not path.is_file():
-        raise ModelImportError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):
-        raise ModelImportError(
-            f"{path}: damaged, or not a file that torch.export.save wrote; export the model again"
-        )
-    try:
-        with quiet():
-            return torch.export.load(path)
-    except TTSNNError:
-        raise
-    except Exception as err:
-        raise ModelImportError(
-            f"{path}: cannot be read by torch.export.load ({type(err).__name__}: "
-            f"{str(err).strip()[:300]}); export the model again with this PyTorch"
-        ) from None
 
 
 def _from_exported(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.errors import ModelImportError
+from ttsnn.frontend.files import write_atomically
 from ttsnn.frontend.importer import import_model
 from ttsnn.frontend.onnx_graph import (
     DOMAIN,
@@ -26,7 +25,7 @@ from ttsnn.frontend.onnx_writers import WRITERS, Writer
 from ttsnn.ops.types import dims
 from ttsnn.program import num_inputs, params_of
 
-__all__ = ["export_onnx", "program_to_onnx", "write_atomically"]
+__all__ = ["export_onnx", "program_to_onnx"]
 
 
 def export_onnx(
@@ -69,28 +68,6 @@ def export_onnx(
             f"{path}: the model is too large for one ONNX file ({err})"
         ) from None
     write_atomically(path, data)
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename.
-
-    Raises:
-        ModelImportError: where the folder is missing, not writable, or the disk is full.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False, suffix=".part") as f:
-            temporary = f.name
-            f.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as err:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise ModelImportError(
-            f"{path}: cannot be written ({err.strerror or err}); choose another place"
-        ) from None
 
 
 def program_to_onnx(mod: tvm.IRModule) -> Any:
