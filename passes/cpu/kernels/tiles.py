@@ -70,10 +70,12 @@ def layer_panels(config: LayerConfig, stage: Stage, isa: Isa) -> list[tuple[int,
 def register_rows(isa: Isa, vectors: int) -> int:
     """Rows of a register tile ``vectors`` wide.
 
-    Registers hold the sums, a row of weights, and one input for each row: LLVM likes to load
-    all inputs first, and spills sums where there is no room.
+    Registers hold the sums, a row of weights and inputs. With 32 of them LLVM loads the inputs
+    of all rows first, and spills sums where there is no room; with 16 it loads one at a time.
     """
-    return max(1, (isa.registers - vectors) // (vectors + 1))
+    if isa.registers >= 32:
+        return max(1, (isa.registers - vectors) // (vectors + 1))
+    return max(1, min(8, (isa.registers - vectors - 1) // vectors))
 
 
 def default_tiles(config: LayerConfig, batch: int | None, isa: Isa, threads: int) -> LayerTiles:
