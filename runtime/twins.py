@@ -106,8 +106,8 @@ def _has_statistics(source: ModelSource) -> bool:
         return False
     for module in source.module.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            fresh = bool((module.running_mean == 0).all() and (module.running_var == 1).all())
-            if not fresh:
+            assert module.running_var is not None
+            if module.running_mean.any() or (module.running_var - 1).any():
                 return True
     return False
 

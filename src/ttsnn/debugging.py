@@ -23,6 +23,27 @@ __all__ = ["instruments"]
 _active: ContextVar[str | None] = ContextVar("ttsnn_instruments", default=None)
 
 
+class _Depth:
+    """How many passes the current one runs inside of; lists of passes do not count."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def enter(self, info: tvm.transform.PassInfo) -> bool:
+        """A pass begins; whether it is one of the pipeline's own."""
+        if info.name == "sequential":
+            return False
+        self.depth += 1
+        return self.depth == 1
+
+    def leave(self, info: tvm.transform.PassInfo) -> bool:
+        """A pass ends; whether it is one of the pipeline's own."""
+        if info.name == "sequential":
+            return False
+        self.depth -= 1
+        return self.depth == 0
+
+
 @pass_instrument
 class _Dump:
     """Write ``DIR/007_FoldBatchNorm.py`` after each pass that changed the module."""
@@ -30,13 +51,15 @@ class _Dump:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.count = 0
+        self.depth = _Depth()
         self.before: tvm.IRModule | None = None
 
     def run_before_pass(self, mod: tvm.IRModule, info: tvm.transform.PassInfo) -> None:
-        self.before = mod
+        if self.depth.enter(info):
+            self.before = mod
 
     def run_after_pass(self, mod: tvm.IRModule, info: tvm.transform.PassInfo) -> None:
-        if self.before is not None and mod.same_as(self.before):
+        if not self.depth.leave(info) or (self.before is not None and mod.same_as(self.before)):
             return
         self.count += 1
         if mod.attrs is not None and PARAMS in mod.attrs:
@@ -49,8 +72,14 @@ class _Dump:
 class _Verify:
     """Fail on the first pass that leaves an ill-formed module."""
 
+    def __init__(self) -> None:
+        self.depth = _Depth()
+
+    def run_before_pass(self, mod: tvm.IRModule, info: tvm.transform.PassInfo) -> None:
+        self.depth.enter(info)
+
     def run_after_pass(self, mod: tvm.IRModule, info: tvm.transform.PassInfo) -> None:
-        if not relax.analysis.check_well_formed(mod):
+        if self.depth.leave(info) and not relax.analysis.check_well_formed(mod):
             raise PassError(f"pass {info.name} left an ill-formed module; this is a bug of ttsnn")
 
 

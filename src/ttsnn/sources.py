@@ -263,6 +263,7 @@ def _factory_arguments(factory: Any, options: ModelOptions) -> dict[str, Any]:
             continue
         required = parameter.default is parameter.empty
         key = aliases.get(name)
+        value: Any = None
         if key is not None:
             value = said[key]
             if value is None and (required or options.dataset is not None):
@@ -271,8 +272,6 @@ def _factory_arguments(factory: Any, options: ModelOptions) -> dict[str, Any]:
             value = options.dataset or (_DEFAULT_DATASET if required else None)
         elif name == "seed":
             value = options.seed
-        else:
-            value = None
         if value is not None:
             out[name] = value
     return out

@@ -243,3 +243,20 @@ def test_help_and_version(capfd):
     assert all(f" {c} " in out for c in COMMANDS)
     assert main(["--version"]) == 0
     assert capfd.readouterr().out == "ttsnn 0.1.0\n"
+
+
+def test_bugs_are_called_bugs(monkeypatch, capfd):
+    """An error that nobody foresaw: no traceback, unless it is asked for."""
+    from ttsnn.cli import doctor
+
+    def broken(_args):
+        raise RuntimeError("boom\nfrom somewhere")
+
+    monkeypatch.setattr(doctor, "run", broken)
+    assert main(["doctor"]) == 2
+    err = capfd.readouterr().err
+    assert "internal error, RuntimeError: boom\n" in err
+    assert "TTSNN_DEBUG=1" in err
+    monkeypatch.setenv("TTSNN_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="boom"):
+        main(["doctor"])

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ttsnn.errors import TTSNNError
+from ttsnn.errors import TTSNNError, first_line
 
 __all__ = ["COMMANDS", "main"]
 
@@ -69,42 +69,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after the program's name; ``sys.argv[1:]`` by default.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = os.environ.get("TTSNN_DEBUG", "") not in ("", "0")
     try:
-        parser, module = _parser(_chosen(argv))
-        try:
-            args = parser.parse_args(argv)
-        except SystemExit as stop:  # --help (0) or bad usage (2); argparse printed its message
-            return int(stop.code or 0)
-        if args.version:
-            from ttsnn import __version__
-
-            print(f"ttsnn {__version__}")
-            return 0
-        if module is None:
-            parser.print_help()
-            return 2
-        code = int(module.run(args) or 0)  # type: ignore[attr-defined]
-        sys.stdout.flush()
-        return code
-    except TTSNNError as error:
-        if debug:
-            raise
-        print(f"ttsnn: {error}", file=sys.stderr)
-        return 2
+        return _run(argv)
     except KeyboardInterrupt:
         print("ttsnn: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `ttsnn … | head`: the reader has gone; keep the exit quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
-        if debug:
+    except Exception as error:
+        if os.environ.get("TTSNN_DEBUG", "") not in ("", "0"):
             raise
-        print("ttsnn: out of memory; use a smaller --batch or --image-size", file=sys.stderr)
+        print(f"ttsnn: {_message(error)}", file=sys.stderr)
         return 2
-    except OSError as error:
-        if debug:
-            raise
-        print(f"ttsnn: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Parse and execute one command line."""
+    parser, module = _parser(_chosen(argv))
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # --help (0) or bad usage (2); argparse printed its message
+        return int(stop.code or 0)
+    if args.version:
+        from ttsnn import __version__
+
+        print(f"ttsnn {__version__}")
+        return 0
+    if module is None:
+        parser.print_help()
         return 2
+    code = int(module.run(args) or 0)  # type: ignore[attr-defined]
+    sys.stdout.flush()
+    return code
+
+
+def _message(error: Exception) -> str:
+    """What the user is told of an error."""
+    if isinstance(error, TTSNNError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory; use a smaller --batch or --image-size"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    return (
+        f"internal error, {type(error).__name__}: {first_line(error)}\n"
+        "This is a bug of ttsnn. TTSNN_DEBUG=1 in the environment shows where it happened; please "
+        "report it with the command line."
+    )

@@ -25,7 +25,7 @@ __all__ = [
 _READABLE = (".npy", ".npz", ".safetensors")
 
 
-def add_dataset(parser: argparse.ArgumentParser) -> None:
+def add_dataset(parser: argparse._ActionsContainer) -> None:
     """``--data`` and ``--split``; ``--dataset`` comes with the model's options."""
     parser.add_argument("--data", metavar="DIR", help="folder with the dataset's files")
     parser.add_argument(
@@ -49,7 +49,7 @@ def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> list[np
     for spec in specs:
         shape = [batch if isinstance(d, str) else d for d in spec.shape]
         if not spec.dtype.startswith("float"):
-            value = rng.integers(0, 2, shape)
+            value: np.ndarray = rng.integers(0, 2, shape)
         elif len(shape) == 5:
             value = rng.random(shape) < 0.2
         else:
@@ -121,4 +121,4 @@ def write_outputs(path: str, outputs: Mapping[str, np.ndarray]) -> None:
             if suffix == ".npy":
                 np.save(file, next(iter(outputs.values())), allow_pickle=False)
             else:
-                np.savez(file, **outputs)
+                np.savez(file, **dict(outputs))  # type: ignore[arg-type]
