@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import relax
 
@@ -64,10 +66,16 @@ class _Decomposer(BindingRewriter):
 
     def add_cores(self, info: LayerInfo, init: str, seed: int) -> None:
         """Compute a layer's cores and make them parameters."""
-        layer = self.plan.layers[info.name]
-        cores = cores_of_layer(info.name, layer, info.values(), T=self.plan.T, init=init, seed=seed)
+        layer, weight = self.plan.layers[info.name], info.weight
+        assert weight is not None  # layer_infos of a program has the values
+        if layer.mode == "htt" and (info.steps != self.plan.T or info.calls not in (1, info.steps)):
+            raise PassError(
+                f"layer {info.name!r}: htt needs to see {self.plan.T} timesteps, but this layer "
+                f"runs {info.steps} times per sample in {info.calls} calls; use mode 'ptt' for it"
+            )
+        cores = cores_of_layer(info.name, layer, weight, T=self.plan.T, init=init, seed=seed)
         self.cores[info.name] = [
-            self.add_param(f"{info.name}.{key}", core.astype(info.weight.dtype))
+            self.add_param(f"{info.name}.{key}", core.astype(weight.dtype))
             for key, core in cores.items()
         ]
 
@@ -83,44 +91,32 @@ class _Decomposer(BindingRewriter):
             return self._htt(call, layer, x, k, count)
         return tt_conv2d(x, *cores, mode=layer.mode, **_geometry(value))
 
-    def _htt(self, call: LayerCall, layer: TTLayer, x: relax.Expr, k: int, count: int):
-        T, cores = self.plan.T, self.cores[call.name]
-        assert T is not None  # TTPlan asks for it
+    def _htt(
+        self, call: LayerCall, layer: TTLayer, x: relax.Expr, k: int, count: int
+    ) -> relax.Expr:
+        T, timesteps, cores = self.plan.T, layer.timesteps, self.cores[call.name]
+        assert T is not None  # TTPlan asks for both
+        assert timesteps is not None
         lead, *image = dims(call.call.args[0])
         geometry = _geometry(call.call)
-        if count == T and T > 1:
-            full = layer.timesteps is None or k < layer.timesteps
-            steps, timesteps, batch = 1, 1 if full else 0, lead
-        elif count == 1 and _divides(T, lead):
-            steps, timesteps, batch = T, layer.timesteps, _divided(lead, T)
+        if count > 1 and k < timesteps:  # one step in full needs no time axis
+            return tt_conv2d(x, *cores, mode="ptt", **geometry)
+        if count > 1:
+            shape, timesteps = [1, lead, *image], 0
         else:
-            raise PassError(
-                f"layer {call.name!r}: htt runs on {T} timesteps, but this layer is called "
-                f"{count} times on a batch of {lead}; use mode 'ptt' for it, or a plan for the "
-                "network's own T"
-            )
-        if count == T and T > 1 and timesteps == 1:
-            return tt_conv2d(
-                x, *cores, mode="ptt", **geometry
-            )  # one step in full needs no time axis
-        x = self.emit(relax.op.reshape(x, [steps, batch, *image]))
+            shape = [T, _divided(lead, T), *image]
+        x = self.emit(relax.op.reshape(x, shape))
         y = self.emit(tt_conv2d(x, *cores, mode="htt", timesteps=timesteps, **geometry))
         return relax.op.reshape(y, [lead, *dims(call.call)[1:]])
 
 
-def _geometry(conv: relax.Call) -> dict[str, list[int]]:
+def _geometry(conv: relax.Call) -> dict[str, Any]:
     """Strides, padding and dilation of a convolution."""
     keys = ("strides", "padding", "dilation")
     return {key: [int(v) for v in getattr(conv.attrs, key)] for key in keys}
 
 
-def _divides(count: int, size) -> bool:
-    if isinstance(size, int):
-        return size % count == 0
-    return bool(tvm.sym.Analyzer().can_prove_equal(tvm.tirx.floormod(size, count), 0))
-
-
-def _divided(size, count: int):
+def _divided(size: Any, count: int) -> Any:
     if isinstance(size, int):
         return size // count
     return tvm.sym.Analyzer().simplify(tvm.tirx.floordiv(size, count))

@@ -52,10 +52,11 @@ def _describe(
     if first.kind == "linear":
         return LayerInfo(kind="linear", **common)
     a = first.call.attrs
+    top, left, bottom, right = (int(p) for p in a.padding)
     return LayerInfo(
         kind="conv2d",
         strides=(int(a.strides[0]), int(a.strides[1])),
-        padding=tuple(int(p) for p in a.padding),
+        padding=(top, left, bottom, right),
         dilation=(int(a.dilation[0]), int(a.dilation[1])),
         groups=int(a.groups),
         **common,

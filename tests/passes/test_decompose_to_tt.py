@@ -200,12 +200,14 @@ def test_what_does_not_fit_is_refused():
         DecomposeToTT(TTPlan({"net.conv": layer_of("htt", 4)}, T=4))(mod)
     with pytest.raises(PlanError, match=r"'net.conv'.*use \[4, 5, 5\]"):
         DecomposeToTT(TTPlan({"net.conv": layer_of("ptt", 3, rank=7)}))(mod)
+    # runs once a sample, on a batch that happens to be T
     once = program(
-        (2, 4, 9, 7),
+        (3, 4, 9, 7),
         {"net.conv.weight": np.ones((5, 4, 3, 3))},
         lambda bb, x, w: conv_layer(bb, x, w, "net.conv", padding=1),
+        T=3,
     )
-    with pytest.raises(PassError, match=r"'net.conv'.*htt runs on 3 timesteps.*'ptt'"):
+    with pytest.raises(PassError, match=r"'net.conv': htt needs to see 3 timesteps.*'ptt'"):
         DecomposeToTT(TTPlan({"net.conv": layer_of("htt", 3)}, T=3))(once)
 
 
