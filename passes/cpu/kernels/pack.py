@@ -78,7 +78,7 @@ def pack_weight(stage: Stage, weight: np.ndarray, lanes: int, max_vectors: int) 
 def pack_layer_weights(
     config: LayerConfig, weights: Sequence[np.ndarray], target: tvm.target.Target
 ) -> tuple[LayerConfig, list[np.ndarray]]:
-    """Pack all weights of a layer for a target.
+    """Pack all weights of a layer for a target, without taps that never meet the image.
 
     Args:
         config: the layer; its weights are plain.
@@ -86,7 +86,8 @@ def pack_layer_weights(
         target: the CPU that the kernel is for.
 
     Returns:
-        The config that says how the weights are packed, and the weights, each flat: operands of
+        The config that says how the weights are packed (and has fewer taps, where an image is
+        so small that some read zeros only), and the weights, each flat: operands of
         ``relax.cpu.layer`` in place of the plain ones.
     """
     isa = isa_of(target)
@@ -94,5 +95,30 @@ def pack_layer_weights(
     stages = (*config.stages, *config.half_stages)
     if len(stages) != len(weights):
         raise PassError(f"layer {config.name}: {len(weights)} weights for {len(stages)} stages")
-    packed = [pack_weight(s, w, lanes, vectors) for s, w in zip(stages, weights)]
-    return replace(config, packing=(lanes, vectors)), packed
+    used, packed = [], []
+    for stage, weight in zip(stages, weights):
+        taps = _useful_taps(stage)
+        used.append(replace(stage, taps=tuple(stage.taps[k] for k in taps)))
+        if len(weight) != len(stage.taps):
+            raise PassError(f"layer {config.name}: {len(weight)} taps of {len(stage.taps)}")
+        packed.append(pack_weight(used[-1], weight[taps], lanes, vectors))
+    count = len(config.stages)
+    config = replace(
+        config,
+        stages=tuple(used[:count]),
+        half_stages=tuple(used[count:]),
+        packing=(lanes, vectors),
+    )
+    return config, packed
+
+
+def _useful_taps(stage: Stage) -> list[int]:
+    """Indices of the taps that read at least one pixel of the input; at least one index."""
+
+    def meets(tap: tuple[int, int]) -> bool:
+        return all(
+            any(0 <= o * step + offset < size for o in range(count))
+            for offset, step, size, count in zip(tap, stage.strides, stage.in_size, stage.out_size)
+        )
+
+    return [k for k, tap in enumerate(stage.taps) if meets(tap)] or [0]

@@ -89,7 +89,7 @@ def test_shapes(config, symbolic):
 
 @pytest.mark.parametrize(
     "emit",
-    [e for k in (1, 2, 3) for e in itertools.permutations(("membrane", "spikes", "v_last"), k)],
+    [e for k in (1, 2, 3) for e in itertools.combinations(("v_last", "membrane", "spikes"), k)],
 )
 def test_emits(emit):
     check(layer(chain((3, 4), (2, 3, 3, 5), TT), emit=emit, v0=len(emit) == 2), batch=1)
@@ -97,9 +97,8 @@ def test_emits(emit):
 
 @pytest.mark.parametrize("T", [1, 4])
 @pytest.mark.parametrize("x_static", [False, True])
-@pytest.mark.parametrize("residual_static", [False, True])
 @pytest.mark.parametrize("timesteps", [0, 1, 4])
-def test_time(T, x_static, residual_static, timesteps):
+def test_time(T, x_static, timesteps):
     config = layer(
         chain((3, 5), (4, 3, 3, 9), TT),
         T=T,
@@ -107,7 +106,7 @@ def test_time(T, x_static, residual_static, timesteps):
         timesteps=min(timesteps, T),
         x_T=1 if x_static else T,
         residual=True,
-        residual_T=1 if residual_static else T,
+        residual_T=1 if timesteps == 1 else T,
         emit=("spikes", "membrane", "v_last"),
         v0=T == 4,
     )

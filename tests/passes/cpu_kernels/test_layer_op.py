@@ -67,6 +67,20 @@ def test_reference_reads_packed_weights():
     assert_same(got, want, config.dtype)
 
 
+@pytest.mark.parametrize(
+    ("size", "taps", "stride", "count"),
+    [((1, 1), CROSS, 1, 1), ((1, 4), CROSS, 1, 3), ((2, 2), SQUARE, 1, 9), ((2, 2), SQUARE, 2, 4)],
+)
+def test_packing_drops_taps_that_read_zeros_only(size, taps, stride, count):
+    config = layer(chain(size, (3, 5), (taps,), {0: (stride, stride)}), emit=("membrane",))
+    operands = random_operands(config, 2)
+    want = expected(config, operands)
+    packed, (operands["w0"],) = pack_layer_weights(config, [operands["w0"]], HOST)
+    assert len(packed.stages[0].taps) == count
+    got = run(layer_module(packed, operands), packed, operands, HOST)
+    assert_same(got, want, config.dtype)
+
+
 def test_config_json_round_trip():
     config = layer(chain((4, 3), (3, 5, 4), (POINT, ROW)), packing=(8, 3))
     assert LayerConfig.from_json(config.to_json()) == config
