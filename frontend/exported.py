@@ -105,6 +105,9 @@ def _signature(ep: ExportedProgram) -> _Signature:
                     f"input {arg.name!r} is a number that varies; make it a tensor, or fix it"
                 )
             continue
+        if spec.kind == InputKind.TOKEN:  # order of side effects; what needs it is refused
+            out.fixed[arg.name] = None
+            continue
         if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             raise ModelImportError(f"inputs of kind {spec.kind.name.lower()} are not supported")
         value = tensors[spec.target].detach()
@@ -222,6 +225,8 @@ def _translate(t: Translator, ep: ExportedProgram, what: str) -> list[relax.Expr
     out: list[relax.Expr] = []
     state: dict[str, relax.Expr] = {}
     for spec, arg in zip(ep.graph_signature.output_specs, output, strict=True):
+        if spec.kind == OutputKind.TOKEN:
+            continue
         value = t.value(arg)
         if spec.kind == OutputKind.BUFFER_MUTATION:
             state[spec.target] = value

@@ -140,6 +140,7 @@ def _silent() -> Iterator[None]:
 
 def _translate(model: Any, path: Path) -> tuple[relax.Function, dict[str, np.ndarray], set[int]]:
     importer = _importer_class()()
+    importer.ours = model.producer_name == "ttsnn"
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     try:
         with _silent():
@@ -177,6 +178,7 @@ def _importer_class() -> type:
             super().__init__({}, {}, keep_params_in_input=True, sanitize=True)
             self.named: dict[str, tuple[relax.Var, np.ndarray]] = {}
             self.steps: set[int] = set()
+            self.ours = False  # our files have parameters alone as initialisers
 
         def abandon(self) -> None:
             """Close what an error left open, or the block builder complains on the console."""
@@ -189,7 +191,7 @@ def _importer_class() -> type:
         def _parse_graph_initializers(self, graph: Any) -> None:
             for tensor in graph.initializer:
                 array = require_onnx().numpy_helper.to_array(tensor)
-                if array.ndim == 0 or array.dtype.kind != "f":
+                if array.dtype.kind != "f" or (array.ndim == 0 and not self.ours):
                     self._nodes[tensor.name] = relax.const(array, str(array.dtype))
                     continue
                 ty = relax.TensorType(array.shape, str(array.dtype))

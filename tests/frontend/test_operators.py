@@ -103,7 +103,9 @@ BINARY = [
     lambda x, y: x.float() * 0.1,
     lambda x, y: x.float() + y,
     lambda x, y: (x > 0).sum(),
-    lambda x, y: torch.ones_like(x) + torch.zeros(3, 5, dtype=torch.float64) + x.new_full((5,), 0.3),
+    lambda x, y: (
+        torch.ones_like(x) + torch.zeros(3, 5, dtype=torch.float64) + x.new_full((5,), 0.3)
+    ),
     lambda x, y: torch.arange(5, dtype=torch.float64) * x + torch.linspace(0, 1, 5).double(),
     lambda x, y: torch.tensor(0.1, dtype=torch.float64) * x,
     lambda x, y: x * torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64),
@@ -370,7 +372,9 @@ def test_embedding_takes_integers(agree):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_constants_keep_their_dtype(agree, dynamic):
-    mod = agree(Cases(lambda x: x * 0.1 + 1 / 3, lambda x: x > 1 / 3), randn(2, 3), dynamic_batch=dynamic)
+    mod = agree(
+        Cases(lambda x: x * 0.1 + 1 / 3, lambda x: x > 1 / 3), randn(2, 3), dynamic_batch=dynamic
+    )
     assert "float32" not in mod.without_attr("ttsnn.params").script()
 
 
