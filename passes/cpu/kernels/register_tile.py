@@ -14,7 +14,7 @@ from tvm.tirx import Var
 
 from ttsnn.passes.cpu.kernels.tir import Body, flat_index, i64, load, splat, vector
 
-__all__ = ["Point", "RegisterTile", "chunks"]
+__all__ = ["Point", "RegisterTile", "chunks", "pick"]
 
 Point = tuple[Expr, Expr, Expr]
 """Timestep, row and column of a pixel within a register tile."""
@@ -114,7 +114,7 @@ class RegisterTile:
         unroll = min(k_unroll, channels)
         steps, rest = divmod(channels, unroll)
         with b.loop(len(tap_offsets), "tap") as tap:
-            at = b.bind(base + _pick(tap, tap_offsets), "at")
+            at = b.bind(base + pick(tap, tap_offsets), "at")
             w_at = b.bind(weight_base + tap * (channels * weight_stride), "w_at")
 
             def add(k: Expr) -> None:
@@ -134,7 +134,7 @@ class RegisterTile:
                     add(ki)
 
 
-def _pick(index: Expr, values: Sequence[int]) -> Expr:
+def pick(index: Expr, values: Sequence[int]) -> Expr:
     """``values[index]`` as arithmetic where they are equally spaced, else as a chain of selects."""
     steps = {b - a for a, b in itertools.pairwise(values)}
     if len(values) == 1:
