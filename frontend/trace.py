@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,7 +128,8 @@ def export_module(
         for arg, axis in zip(args, axes, strict=True):
             if axis is not None:
                 shapes[arg] = {axis: torch.export.Dim.DYNAMIC}
-    check_state(net, args)
+    with quiet():
+        check_state(net, args)
     try:
         with quiet(), torch.no_grad():
             return torch.export.export(net, args, dynamic_shapes=shapes, strict=False)
@@ -151,5 +153,13 @@ def _why(err: Exception, dynamic: bool) -> str:
         return (
             "the model fixes the batch size (a reshape or a loop with a number in it); import it "
             f"with dynamic_batch=False, or take the size from x.shape.\n{user}"
+        )
+    if "fake tensor" in text:
+        found = re.search(r"model attribute: (\S+?)\.?\s", text + " ")
+        where = f" ({found[1]})" if found else ""
+        return (
+            f"the model keeps a tensor in a plain Python attribute{where}, which the tracer cannot "
+            "follow; register it with register_buffer, or use a neuron that ttsnn knows "
+            "(ttsnn.frontend.register_neuron)"
         )
     return f"the model cannot be traced by torch.export: {kind}: {user}"
