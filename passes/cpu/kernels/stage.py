@@ -1,0 +1,138 @@
+"""One stage of a layer's kernel: loops over register tiles, and where its sums go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.ir import Expr
+
+from ttsnn.passes.cpu.kernels.geometry import Region, clip
+from ttsnn.passes.cpu.kernels.register_tile import RegisterTile, chunks
+from ttsnn.passes.cpu.kernels.tiles import StageTile, layer_panels
+from ttsnn.passes.cpu.kernels.tir import Body, at_most, fold, i64, vector
+from ttsnn.passes.cpu.kernels.unit import Unit
+from ttsnn.passes.cpu.kernels.workspace import Array
+from ttsnn.passes.cpu.layer_config import Stage
+
+__all__ = ["StageCall", "accumulate", "inner_stage", "panel_loops"]
+
+EmitTile = Callable[[tuple[int, int], Expr, Expr, Expr], None]
+"""Writes one register tile: (first panel of a group, index in the group, row, column)."""
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """One stage with everything that it reads, and the region of its output."""
+
+    stage: Stage
+    tile: StageTile
+    weight: str
+    source: Array
+    region: Region
+    adds_bias: bool
+
+
+def panel_loops(u: Unit, call: StageCall, low: Expr, high: Expr, emit: EmitTile) -> None:
+    """Loops over pixel tiles and panels, in the order that the tile asks for."""
+    groups: list[list[tuple[int, int]]] = []
+    for panel in layer_panels(u.config, call.stage, u.isa):
+        if groups and groups[-1][0][1] == panel[1]:
+            groups[-1].append(panel)
+        else:
+            groups.append([panel])
+    pixels = _Pixels(u.body, call.tile, low, high, call.region.width)
+    if not call.tile.panels_outer:
+        with pixels as (row, column):
+            for group in groups:
+                with u.body.loop(len(group), "panel") as i:
+                    emit(group[0], i, row, column)
+    else:
+        for group in groups:
+            with u.body.loop(len(group), "panel") as i, pixels as (row, column):
+                emit(group[0], i, row, column)
+
+
+def accumulate(
+    u: Unit,
+    call: StageCall,
+    panel: tuple[int, int],
+    index: Expr,
+    t: Expr | int,
+    row: Expr,
+    column: Expr,
+    vectors: list[tuple[int, int]],
+) -> RegisterTile:
+    """A register tile with the sums of one panel, from pixel (row, column) on."""
+    stage, tile, source = call.stage, call.tile, call.source
+    start, width = panel
+    sh, sw = stage.strides
+    top = min(tap[0] for tap in stage.taps)
+    taps = [(dh - top) * source.row_stride + dw * source.channels for dh, dw in stage.taps]
+    shape = (tile.time, tile.height, tile.width)
+    acc = RegisterTile(u.body, u.config.dtype, shape, vectors)
+    channel = start + index * width
+    acc.start(u.flat["bias"] if call.adds_bias else None, channel)
+    taps_channels = len(stage.taps) * stage.in_channels
+    if u.config.packing is None:
+        weight_base, stride = channel, stage.out_channels
+    else:
+        weight_base, stride = taps_channels * channel, width
+    acc.accumulate(
+        source.buffer,
+        u.body.bind(source.at(t, row * sh, column * sw), "in_at"),
+        lambda dt, dy, dx: source.offset(dt, dy * sh, dx * sw),
+        taps,
+        stage.in_channels,
+        u.flat[call.weight],
+        u.body.bind(i64(weight_base), "weight_at"),
+        stride,
+        tile.k_unroll,
+    )
+    return acc
+
+
+def inner_stage(u: Unit, call: StageCall, to: Array) -> None:
+    """A stage whose sums go to the next workspace."""
+    b, tile = u.body, call.tile
+    low, high = clip(call.region, u.h0)
+
+    def emit(panel: tuple[int, int], index: Expr, row: Expr, column: Expr) -> None:
+        with b.loop(u.tiles.time_block // tile.time, "t") as t:
+            vectors = chunks(panel[1], u.lanes)
+            acc = accumulate(u, call, panel, index, t * tile.time, row, column, vectors)
+            base = to.at(t * tile.time, row, column) + panel[0] + index * panel[1]
+            base = b.bind(base, "out_at")
+            with acc.pixels() as pixel:
+                for c, n in vectors:
+                    target = vector(base + to.offset(*pixel) + c, n)
+                    b.store(to.buffer, acc.get(pixel, c, n), target)
+
+    panel_loops(u, call, low, high, emit)
+
+
+class _Pixels:
+    """Loops over the register tiles of a region; the last of a row is shifted to end inside."""
+
+    def __init__(self, body: Body, tile: StageTile, low: Expr, high: Expr, width: int) -> None:
+        self.body, self.tile, self.low, self.high, self.width = body, tile, low, high, width
+
+    def __enter__(self) -> tuple[Expr, Expr]:
+        b, tile = self.body, self.tile
+        rows = fold(self.high - self.low)
+        count = (rows + tile.height - 1) // tile.height
+        self.loops = [
+            b.loop(fold(count), "y"),
+            b.loop(-(-self.width // tile.width), "x"),
+        ]
+        i, j = (loop.__enter__() for loop in self.loops)
+        row, column = i * tile.height, j * tile.width
+        if self.width % tile.width:
+            column = at_most(column, self.width - tile.width)
+        if not isinstance(rows, int) or rows % tile.height:
+            row = at_most(row, rows - tile.height)
+        return b.bind(fold(self.low + row), "row"), b.bind(column, "column")
+
+    def __exit__(self, *exc: object) -> None:
+        for loop in reversed(self.loops):
+            loop.__exit__(*exc)
