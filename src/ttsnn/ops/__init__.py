@@ -1,10 +1,23 @@
 """The dialect: Relax operators for spiking neurons and tensor-train layers.
 
-Importing this package registers ``relax.snn.lif``, ``relax.tt.conv2d``, ``relax.tt.linear`` and
-their backward operators, with type inference, reference legalisation and gradients.
+Importing this package registers ``relax.snn.lif``, ``relax.tt.conv2d``, ``relax.tt.linear``,
+``relax.snn.batch_norm_train`` and their backward operators, and those of a dense convolution, with
+type inference, reference legalisation and gradients.
 """
 
 from ttsnn.ops import gradients, legalize_lif, legalize_tt_conv, legalize_tt_linear  # noqa: F401
+from ttsnn.ops.batch_norm import (
+    BATCH_NORM_TRAIN,
+    BATCH_NORM_TRAIN_BACKWARD,
+    batch_norm_train,
+    batch_norm_train_backward,
+)
+from ttsnn.ops.conv_backward import (
+    CONV2D_BACKWARD_DATA,
+    CONV2D_BACKWARD_WEIGHT,
+    conv2d_backward_data,
+    conv2d_backward_weight,
+)
 from ttsnn.ops.neuron import (
     LIF,
     LIF_BACKWARD,
@@ -25,6 +38,10 @@ from ttsnn.ops.tt_conv import (
 from ttsnn.ops.tt_linear import TT_LINEAR, TT_LINEAR_BACKWARD, tt_linear, tt_linear_backward
 
 __all__ = [
+    "BATCH_NORM_TRAIN",
+    "BATCH_NORM_TRAIN_BACKWARD",
+    "CONV2D_BACKWARD_DATA",
+    "CONV2D_BACKWARD_WEIGHT",
     "LIF",
     "LIF_BACKWARD",
     "TT_CONV2D",
@@ -32,6 +49,10 @@ __all__ = [
     "TT_LINEAR",
     "TT_LINEAR_BACKWARD",
     "TTConvAttrs",
+    "batch_norm_train",
+    "batch_norm_train_backward",
+    "conv2d_backward_data",
+    "conv2d_backward_weight",
     "lif",
     "lif_attrs_of",
     "lif_backward",
