@@ -22,7 +22,7 @@ from ttsnn.ops.neuron import LIF, LIF_BACKWARD, lif_attrs_of
 from ttsnn.ops.registry import register_attr
 from ttsnn.ops.types import as_int, dims, known_dims
 
-__all__ = ["ATTRS", "lif_backward_kernel", "lif_kernel"]
+__all__ = ["ATTRS", "NeuronEquations", "lif_backward_kernel", "lif_kernel"]
 
 ATTRS = "ttsnn.lif"
 """Function attribute with the neuron's attributes as JSON, for targets with their own kernel."""
@@ -36,7 +36,7 @@ _TIR = SimpleNamespace(
 
 
 @dataclass(frozen=True)
-class _Neuron:
+class NeuronEquations:
     """The equations of :mod:`ttsnn.lif_attrs` on TIR expressions, and their derivatives."""
 
     attrs: LifAttrs
@@ -128,7 +128,7 @@ class _Builder:
         IRBuilder.name(name, buf)
         return buf
 
-    def neuron(self, buffers: Sequence[Any], at: Sequence[Any]) -> _Neuron:
+    def neuron(self, buffers: Sequence[Any], at: Sequence[Any]) -> NeuronEquations:
         """The neuron at one membrane index, its operands read with broadcasting."""
         values = []
         for buf, shape in zip(buffers, self.operands):
@@ -139,7 +139,7 @@ class _Builder:
         threshold = next(take) if self.attrs.threshold_operand else None
         if threshold is None:
             threshold = tirx.const(self.attrs.v_threshold, self.dtype)
-        return _Neuron(self.attrs, decay, threshold)
+        return NeuronEquations(self.attrs, decay, threshold)
 
     def kernel(
         self, name: str, body: Callable[[Any, list[Any]], None], args: Callable[[], Any]
@@ -155,7 +155,7 @@ class _Builder:
                 body(buffers, [at] if isinstance(at, tirx.Var) else list(at))
         return ib.get()
 
-    def step(self, neuron: _Neuron, vp: Any, x: Any, h0: Any, h: Any, t: Any) -> None:
+    def step(self, neuron: NeuronEquations, vp: Any, x: Any, h0: Any, h: Any, t: Any) -> None:
         """Emit steps 1–3 of the equations: h0[t] after the update, h[t] before the spike."""
         timing = neuron.attrs.reset_timing
         r = neuron.fires(vp)
