@@ -119,17 +119,18 @@ def chain_of(
         return {"g1": first, "g2": v, "g3": h, "g4": last}
     taps = [(r, centre[1]) for r in rows] + [(centre[0], c) for c in columns]
     both = np.concatenate([vertical, horizontal]) * np.asarray(0.5, g2.dtype)
-    cross = stage(*_unique(taps, in_size, size, both), attrs.strides)
+    places, weight = _unique(taps, both)
+    cross = stage(places, in_size, size, weight, attrs.strides)
     return {"g1": first, "cross": cross, "g4": last}
 
 
-def _unique(taps, before, after, weight):
+def _unique(taps: Sequence[tuple[int, int]], weight: np.ndarray) -> tuple[list, np.ndarray]:
     """Taps at the same place become one, their weights added."""
     places = list(dict.fromkeys(taps))
     out = np.zeros((len(places), *weight.shape[1:]), weight.dtype)
     for tap, w in zip(taps, weight):
         out[places.index(tap)] += w
-    return places, before, after, out
+    return places, out
 
 
 def merge(first: Contraction, second: Contraction) -> Contraction:
@@ -158,9 +159,9 @@ def merge(first: Contraction, second: Contraction) -> Contraction:
     ]
     weight = np.einsum("aim,bmo->baio", wa.astype(np.float64), wb.astype(np.float64))
     weight = weight.reshape(len(taps), a.in_channels, b.out_channels)
-    places, before, after, weight = _unique(taps, a.in_size, b.out_size, weight)
+    places, weight = _unique(taps, weight)
     strides = (a.strides[0] * b.strides[0], a.strides[1] * b.strides[1])
-    stage = Stage(tuple(places), before, after, a.in_channels, b.out_channels, strides)
+    stage = Stage(tuple(places), a.in_size, b.out_size, a.in_channels, b.out_channels, strides)
     return stage, weight.astype(wa.dtype)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from ttsnn.errors import PassError
 from ttsnn.passes.static_values import StaticValues
 from ttsnn.program import ParamMutator
 
@@ -90,6 +91,11 @@ class BindingRewriter(ParamMutator):
             return relax.Tuple([self.get(f) for f in expr.fields])
         if isinstance(expr, relax.TupleGetItem):
             return relax.TupleGetItem(self.get(expr.tuple_value), expr.index)
+        if isinstance(expr, relax.If):
+            raise PassError(
+                "the network branches on a value that is known at run time only; "
+                "write it with torch.where, which computes both sides"
+            )
         return expr
 
     def emit(self, expr: relax.Expr, name: str = "lv") -> relax.Var:

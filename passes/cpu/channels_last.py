@@ -181,7 +181,9 @@ class _Converter(BindingRewriter):
             return None
         return self._layer(call.args[1], linear_body(weight, dims(x.expr)[3]), x)
 
-    def _layer(self, param: relax.Expr, body: LayerBody, x: Image) -> Image:
+    def _layer(self, param: relax.Expr, body: LayerBody, x: Image) -> Image | None:
+        if str(x.expr.ty.dtype) not in ("float32", "float64"):
+            return None
         # timesteps that are treated differently give a result that changes with time
         steps = x.steps if body.half else x.sizes[0]
         name = self._owner(param)
@@ -370,8 +372,10 @@ class _Converter(BindingRewriter):
     def _concat(self, call: relax.Call) -> Image | None:
         if not isinstance(call.args[0], relax.Tuple):
             return None
-        images = [self._images.get(f) for f in call.args[0].fields if isinstance(f, relax.Var)]
-        if len(images) != len(call.args[0].fields) or any(i is None for i in images):
+        fields = call.args[0].fields
+        found = [self._images.get(f) for f in fields if isinstance(f, relax.Var)]
+        images = [i for i in found if i is not None]
+        if not images or len(images) != len(fields):
             return None
         first = images[0]
         if first.axis(int(call.attrs.axis)) != 4:

@@ -36,7 +36,7 @@ def elementwise_rule(func: PrimFunc, target: tvm.target.Target) -> Schedule | No
         return None
     _inline(sch)
     for block in _blocks(sch):
-        _spread(sch, block, func, target)
+        _spread(sch, block, target)
     return sch
 
 
@@ -59,7 +59,7 @@ def reduction_rule(func: PrimFunc, target: tvm.target.Target) -> Schedule | None
         if _reduces(sch, block):
             _reduce(sch, block, target)
         else:
-            _spread(sch, block, func, target)
+            _spread(sch, block, target)
     return sch
 
 
@@ -119,17 +119,22 @@ def _inline(sch: Schedule) -> None:
                 continue
 
 
+def _is_big(extents: list[int | None]) -> bool:
+    known = [e for e in extents if e is not None]
+    return len(known) < len(extents) or prod(known) >= PARALLEL_FROM
+
+
 def _extent(sch: Schedule, loop: LoopRV) -> int | None:
     extent = sch.get(loop).extent
     return int(extent) if isinstance(extent, tirx.IntImm) else None
 
 
-def _spread(sch: Schedule, block: SBlockRV, func: PrimFunc, target: tvm.target.Target) -> None:
+def _spread(sch: Schedule, block: SBlockRV, target: tvm.target.Target) -> None:
     loops = sch.get_loops(block)
     if not loops:
         return
     extents = [_extent(sch, loop) for loop in loops]
-    big = None in extents or prod(extents) >= PARALLEL_FROM
+    big = _is_big(extents)
     straight = not _has_inner_loop(sch, block)
     if len(loops) > 1:
         outer = sch.fuse(*loops[:-1])
@@ -177,7 +182,7 @@ def _reduce(sch: Schedule, block: SBlockRV, target: tvm.target.Target) -> None:
     spatial = [lp for lp, k in zip(loops, kinds) if k == int(tirx.IterVar.DataPar)]
     reduced = [lp for lp, k in zip(loops, kinds) if k == int(tirx.IterVar.CommReduce)]
     extents = [_extent(sch, lp) for lp in loops]
-    big = None in extents or prod(extents) >= PARALLEL_FROM
+    big = _is_big(extents)
     inner = []
     if spatial and _innermost_is_shared(sch, block, kinds):
         last = spatial.pop()
