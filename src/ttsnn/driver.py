@@ -123,7 +123,7 @@ def compile(
     get_target(target)  # what is impossible should fail before minutes of work
     if out is not None:
         _check_folder(Path(out))
-    source = resolve(model, options or ModelOptions(seed=seed))
+    source = resolve(model, options or ModelOptions(seed=seed), probe=example is None)
     watch = _Stopwatch()
     with instruments(dump_ir):
         with watch("import"):
@@ -257,7 +257,8 @@ def plan(
         options: how to resolve ``model``, where it is a name.
         example: example input, where the network does not say it.
     """
-    return make_plan(import_source(resolve(model, options), example), rule, mode)
+    source = resolve(model, options, probe=example is None)
+    return make_plan(import_source(source, example), rule, mode)
 
 
 def compare(model: Any, **settings: Any) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class ModelSource:
         kind: ``"module"``, ``"pt2"``, ``"onnx"`` or ``"ttsnn"``.
         module: the PyTorch network in eval mode, for kind ``"module"``.
         path: the file, for the other kinds.
-        input: the input that it takes; None for files, which say it themselves.
+        input: the input that it takes; None for files, which say it themselves, and where the
+            caller has an example.
         options: what it was resolved with.
         trained: whether weights were given (a file, or a module of the caller's own).
     """
@@ -91,7 +92,8 @@ class ModelSource:
 
         if self.input is None:
             raise ModelImportError(
-                f"{self.path}: a {self.kind} file carries its own input; it needs no example"
+                f"{self.path or self.name}: a {self.kind} file carries its own input; it needs no "
+                "example"
             )
         generator = torch.Generator().manual_seed(seed)
         shape = self.input.sized(batch)
@@ -129,7 +131,7 @@ def parse_input_shape(text: str) -> InputShape:
     )
 
 
-def resolve(model: Any, options: ModelOptions | None = None) -> ModelSource:
+def resolve(model: Any, options: ModelOptions | None = None, *, probe: bool = True) -> ModelSource:
     """Find the network that ``model`` means.
 
     Args:
@@ -137,6 +139,8 @@ def resolve(model: Any, options: ModelOptions | None = None) -> ModelSource:
             path; a factory, a class or a module), a path ending in .pt2, .onnx or .ttsnn, a
             ``torch.nn.Module``, or an already resolved source.
         options: dataset, shapes and weights, where the network does not say them itself.
+        probe: find out which input it takes (by running it, if need be); False where the caller
+            has an example, and the source then has no ``input``.
 
     Raises:
         ModelImportError: no such network, or it cannot be built or run.
@@ -151,12 +155,12 @@ def resolve(model: Any, options: ModelOptions | None = None) -> ModelSource:
         if kind is not None:
             return _from_file(Path(text), kind, options)
         if ":" in text:
-            return _from_factory(text, options)
-        return _from_zoo(text, options)
+            return _from_factory(text, options, probe)
+        return _from_zoo(text, options, probe)
     import torch
 
     if isinstance(model, torch.nn.Module):
-        return _finish(type(model).__name__, model, options, trained=True)
+        return _finish(type(model).__name__, model, options, trained=True, probe=probe)
     raise ModelImportError(
         f"a network must be a torch.nn.Module, a zoo name, package.module:factory or a file, "
         f"got {type(model).__name__}"
@@ -172,7 +176,7 @@ def _from_file(path: Path, kind: str, options: ModelOptions) -> ModelSource:
     return ModelSource(path.stem, kind, path=path, options=options, trained=True)
 
 
-def _from_zoo(name: str, options: ModelOptions) -> ModelSource:
+def _from_zoo(name: str, options: ModelOptions, probe: bool) -> ModelSource:
     from ttsnn import models
 
     if name not in models.ZOO:
@@ -191,10 +195,10 @@ def _from_zoo(name: str, options: ModelOptions) -> ModelSource:
     )
     if options.dataset is None:
         options = replace(options, dataset=_DEFAULT_DATASET)
-    return _finish(name, module, options, trained=False)
+    return _finish(name, module, options, trained=False, probe=probe)
 
 
-def _from_factory(text: str, options: ModelOptions) -> ModelSource:
+def _from_factory(text: str, options: ModelOptions, probe: bool) -> ModelSource:
     module_name, _, attribute = text.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -229,7 +233,7 @@ def _from_factory(text: str, options: ModelOptions) -> ModelSource:
         raise ModelImportError(
             f"{text} returned {type(found).__name__}; it must return a torch.nn.Module"
         )
-    return _finish(attribute.rpartition(".")[2], found, options, trained=False)
+    return _finish(attribute.rpartition(".")[2], found, options, trained=False, probe=probe)
 
 
 def _factory_arguments(factory: Any, options: ModelOptions) -> dict[str, Any]:
@@ -286,7 +290,9 @@ def _dataset(options: ModelOptions) -> Any:
     return DATASETS[name]
 
 
-def _finish(name: str, module: Any, options: ModelOptions, *, trained: bool) -> ModelSource:
+def _finish(
+    name: str, module: Any, options: ModelOptions, *, trained: bool, probe: bool
+) -> ModelSource:
     """Load weights, set eval mode, find the input."""
     module = module.eval()
     if options.weights is not None:
@@ -294,7 +300,7 @@ def _finish(name: str, module: Any, options: ModelOptions, *, trained: bool) -> 
 
         load_weights(module, options.weights)
         trained = True
-    shape = _input_of(name, module, options)
+    shape = _input_of(name, module, options) if probe else None
     return ModelSource(name, "module", module, None, shape, options, trained)
 
 
