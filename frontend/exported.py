@@ -84,6 +84,7 @@ class _Signature:
     inputs: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
+    buffers: list[str] = field(default_factory=list)
     constants: dict[str, str] = field(default_factory=dict)
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
@@ -118,6 +119,8 @@ def _signature(ep: ExportedProgram) -> _Signature:
             value.is_floating_point() and not spec.target.startswith("lifted_tensor_")
         ):
             out.params[arg.name] = spec.target
+            if spec.kind != InputKind.PARAMETER:
+                out.buffers.append(spec.target)
         else:
             out.constants[arg.name] = spec.target
     return out
@@ -167,7 +170,8 @@ def from_exported(ep: ExportedProgram, what: str = "the model", T: int | None = 
     Returns:
         The program: an ``IRModule`` as :mod:`ttsnn.program` describes, with the module attribute
         ``ttsnn.meta``, JSON of ``{"inputs": […], "outputs": […], "state": [{"input", "output",
-        "initial"}], "T"}``; ``initial`` is the number that fills a state before the first call.
+        "initial"}], "T", "buffers"}``; ``initial`` is the number that fills a state before the
+        first call, ``buffers`` names the parameters that are no parameters in PyTorch.
 
     Raises:
         ModelImportError: with every operator that cannot be imported.
@@ -284,4 +288,5 @@ def _meta(main: relax.Function, ep: ExportedProgram, sig: _Signature, T: int | N
         "outputs": [s.to_json() for s in outputs],
         "state": state,
         "T": T,
+        "buffers": sig.buffers,
     }
