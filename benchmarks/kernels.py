@@ -31,7 +31,7 @@ from ttsnn.passes.cpu.layer_config import LayerConfig, LifConfig, Stage
 from ttsnn.passes.cpu.rules.layer import layer_rule
 from ttsnn.plans.paper import paper_networks
 from ttsnn.runtime.measure import Pairs, time_pairs
-from ttsnn.runtime.threads import prepare, threads
+from ttsnn.runtime.threads import apply_threads, prepare, threads
 
 T = 4
 CROSS = ((-1, 0), (0, -1), (0, 0), (0, 1), (1, 0))
@@ -176,6 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     rows = []
     with threads(args.threads):
+        # kernels are called here without a network, which would do this
+        apply_threads(args.threads)
         for config in layers(args.dtype):
             ours, seconds = compiled(config, args.batch, target)
             row = {"layer": config.name, "rank": config.stages[0].out_channels}
