@@ -58,6 +58,9 @@ class ModelOptions:
     input_shape: InputShape | None = None
     weights: str | os.PathLike | None = None
     seed: int = 0
+    calibrated: bool = True
+    """Zoo networks without weights: make batch-norm statistics from random input, which runs
+    the network. Whoever only counts, or makes statistics itself, does without."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,7 @@ def _from_zoo(name: str, options: ModelOptions, probe: bool) -> ModelSource:
         in_channels=options.in_channels,
         num_classes=options.num_classes,
         seed=options.seed,
+        calibrated=options.calibrated and options.weights is None,
     )
     if options.dataset is None:
         options = replace(options, dataset=_DEFAULT_DATASET)
@@ -414,11 +418,17 @@ def _failure(module: Any, shape: InputShape) -> str | None:
         probe = copy.deepcopy(module)
     except Exception:
         probe = module  # e.g. state left from an earlier run, which cannot be copied
+    sample = torch.zeros(shape.sized(batch), dtype=dtype)
     try:
+        # Shapes alone, without arithmetic; networks that look at values don't run like that.
         with torch.no_grad():
-            out = probe(torch.zeros(shape.sized(batch), dtype=dtype))
-    except Exception as error:
-        return f"{type(error).__name__}: {first_line(error)}"
+            out = copy.deepcopy(probe).to("meta")(sample.to("meta"))
+    except Exception:
+        try:
+            with torch.no_grad():
+                out = probe(sample)
+        except Exception as error:
+            return f"{type(error).__name__}: {first_line(error)}"
     while isinstance(out, (tuple, list)) and out:
         out = out[0]
     if not isinstance(out, torch.Tensor):

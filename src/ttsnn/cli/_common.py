@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ttsnn.cli import COMMANDS
@@ -160,9 +161,12 @@ def options_of(args: argparse.Namespace) -> ModelOptions:
     )
 
 
-def resolve_model(args: argparse.Namespace) -> ModelSource:
-    """The network of a command line that has :func:`add_model`'s options."""
-    return resolve(args.model, options_of(args))
+def resolve_model(args: argparse.Namespace, *, calibrated: bool = True) -> ModelSource:
+    """The network of a command line that has :func:`add_model`'s options.
+
+    ``calibrated``: see :class:`~ttsnn.sources.ModelOptions`.
+    """
+    return resolve(args.model, replace(options_of(args), calibrated=calibrated))
 
 
 def plan_of(args: argparse.Namespace) -> str | None:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     parse_peers(args.against)
     get_target(args.target)
-    source = _common.resolve_model(args)
+    source = _common.resolve_model(args, calibrated=False)
     x = None
     if args.real:
         x = _real_input(args, source)

@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the plan, save it, show it."""
-    source = _common.resolve_model(args)
+    source = _common.resolve_model(args, calibrated=False)
     with _common.status(args, f"planning {source.name}"):
         chosen, data = plan(
             source,

@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count and print."""
-    source = _common.resolve_model(args)
+    source = _common.resolve_model(args, calibrated=False)
     with _common.status(args, f"counting {source.name}"):
         data = report(
             source,
