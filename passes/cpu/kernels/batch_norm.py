@@ -1,0 +1,189 @@
+"""Batch norm on batch statistics, channels last: :mod:`ttsnn.ops.batch_norm` has the equations.
+
+Statistics are one pass over x: sums of ``x - s`` and ``(x - s)²`` in float64, where the shift s
+is the channel's first value, so that a mean far from zero cancels nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import PrimFunc, Var
+
+from ttsnn.passes.cpu.isa import Isa
+from ttsnn.passes.cpu.kernels.finished import finished
+from ttsnn.passes.cpu.kernels.stream import channel_sums, stream
+from ttsnn.passes.cpu.kernels.tir import Body, i64, load, splat, vector
+
+__all__ = ["Normaliser", "batch_norm_apply", "batch_norm_dx", "batch_norm_stats", "batch_norm_sums"]
+
+Shape = Sequence[int]
+WIDE = "float64"
+
+
+class Arrays:
+    """Arguments of a kernel over images of one shape: flat views by name."""
+
+    def __init__(self, shape: Shape, dtype: str, isa: Isa) -> None:
+        self.b = Body()
+        self.shape, self.dtype = tuple(shape), dtype
+        self.channels = shape[-1]
+        self.pixels = 1
+        for s in shape[:-1]:
+            self.pixels *= s
+        self.lanes, self.wide_lanes = isa.lanes(dtype), isa.lanes(WIDE)
+        self.params: list[Var] = []
+
+    def image(self, name: str) -> Var:
+        """An argument of the images' shape."""
+        buffer = tirx.decl_buffer([i64(s) for s in self.shape], self.dtype, name)
+        self.params.append(buffer)
+        return self.b.view(buffer, self.pixels * self.channels, self.dtype, f"{name}_flat")
+
+    def channel(self, name: str) -> Var:
+        """An argument [channels]."""
+        buffer = tirx.decl_buffer((i64(self.channels),), self.dtype, name)
+        self.params.append(buffer)
+        return buffer
+
+    def read(self, buffer: Var, at: Expr, lanes: int) -> Expr:
+        """Some neighbouring elements, named."""
+        return self.b.bind(load(buffer, vector(at, lanes)), buffer.name.split("_")[0])
+
+    def finish(self, rule: str) -> PrimFunc:
+        """The function."""
+        return finished(self.b, self.params, rule)
+
+
+class Normaliser:
+    """``y = (x - mean) · (rstd · gamma) + beta`` as an expression."""
+
+    def __init__(self, a: Arrays) -> None:
+        self.a = a
+        self.gamma, self.beta = a.channel("gamma"), a.channel("beta")
+        self.mean, self.rstd = a.channel("mean"), a.channel("rstd")
+
+    def __call__(self, x: Expr, c: Expr, lanes: int) -> Expr:
+        """The normalised value of ``lanes`` channels from ``c`` on."""
+        gamma, beta, mean, rstd = (
+            load(v, vector(c, lanes)) for v in (self.gamma, self.beta, self.mean, self.rstd)
+        )
+        return (x - mean) * rstd * gamma + beta
+
+
+def _wide(value: Expr, lanes: int) -> Expr:
+    return value.astype(WIDE if lanes == 1 else f"{WIDE}x{lanes}")
+
+
+def _total(a: Arrays, partial: Var, parts: int, count: int, which: int, c: Expr) -> Expr:
+    at = which * a.channels + c
+    total = load(partial, at)
+    for part in range(1, parts):
+        total = total + load(partial, at + part * count * a.channels)
+    return total
+
+
+def batch_norm_stats(
+    shape: Shape, dtype: str, isa: Isa, units: int, epsilon: float, momentum: float
+) -> PrimFunc:
+    """The function (x, running_mean, running_var, new_mean, new_var, mean, rstd).
+
+    Args:
+        shape: of x, channels last.
+        dtype: of all arguments.
+        isa: vector width.
+        units: parts of the pixels that run in parallel.
+        epsilon, momentum: of the batch norm.
+    """
+    a = Arrays(shape, dtype, isa)
+    b, n = a.b, a.pixels
+    x = a.image("x")
+    old_mean, old_var = a.channel("running_mean"), a.channel("running_var")
+    outs = [a.channel(name) for name in ("new_mean", "new_var", "mean", "rstd")]
+
+    def terms(at: Expr, c: Expr, lanes: int) -> list[Expr]:
+        shift = _wide(load(x, vector(c, lanes)), lanes)
+        d = b.bind(_wide(load(x, vector(at, lanes)), lanes) - shift, "d")
+        return [d, d * d]
+
+    partial, parts = channel_sums(b, n, a.channels, units, a.wide_lanes, terms, 2)
+    with b.loop(a.channels, "c") as c:
+        moved = b.bind(_total(a, partial, parts, 2, 0, c) / splat(float(n), WIDE, 1), "moved")
+        squares = _total(a, partial, parts, 2, 1, c) - moved * moved * splat(float(n), WIDE, 1)
+        squares = b.bind(tirx.max(squares, splat(0.0, WIDE, 1)), "squares")
+        mean = b.bind(load(x, c).astype(WIDE) + moved, "mean")
+        var = squares / splat(float(n), WIDE, 1)
+        unbiased = squares / splat(float(n - 1), WIDE, 1)
+        new, keep = splat(momentum, WIDE, 1), splat(1.0 - momentum, WIDE, 1)
+        values = [
+            new * mean + keep * load(old_mean, c).astype(WIDE),
+            new * unbiased + keep * load(old_var, c).astype(WIDE),
+            mean,
+            splat(1.0, WIDE, 1) / tirx.sqrt(var + splat(epsilon, WIDE, 1)),
+        ]
+        for out, value in zip(outs, values):
+            b.store(out, value.astype(dtype), c)
+    return a.finish("batch_norm_stats")
+
+
+def batch_norm_apply(shape: Shape, dtype: str, isa: Isa, residual: bool) -> PrimFunc:
+    """The function (x, gamma, beta, mean, rstd[, residual], y)."""
+    a = Arrays(shape, dtype, isa)
+    x, norm = a.image("x"), Normaliser(a)
+    side = a.image("side") if residual else None
+    y = a.image("y")
+
+    def element(at: Expr, c: Expr, lanes: int) -> None:
+        value = norm(a.read(x, at, lanes), c, lanes)
+        if side is not None:
+            value = value + load(side, vector(at, lanes))
+        a.b.store(y, value, vector(at, lanes))
+
+    stream(a.b, a.pixels, a.channels, a.lanes, element)
+    return a.finish("batch_norm_apply")
+
+
+def batch_norm_sums(shape: Shape, dtype: str, isa: Isa, units: int) -> PrimFunc:
+    """The function (x, mean, rstd, dy, dgamma, dbeta)."""
+    a = Arrays(shape, dtype, isa)
+    b = a.b
+    x, mean, rstd, dy = a.image("x"), a.channel("mean"), a.channel("rstd"), a.image("dy")
+    dgamma, dbeta = a.channel("dgamma"), a.channel("dbeta")
+
+    def terms(at: Expr, c: Expr, lanes: int) -> list[Expr]:
+        centre = _wide(load(mean, vector(c, lanes)), lanes)
+        g = b.bind(_wide(load(dy, vector(at, lanes)), lanes), "g")
+        return [g * (_wide(load(x, vector(at, lanes)), lanes) - centre), g]
+
+    partial, parts = channel_sums(b, a.pixels, a.channels, units, a.wide_lanes, terms, 2)
+    with b.loop(a.channels, "c") as c:
+        to_gamma = _total(a, partial, parts, 2, 0, c) * load(rstd, c).astype(WIDE)
+        b.store(dgamma, to_gamma.astype(dtype), c)
+        b.store(dbeta, _total(a, partial, parts, 2, 1, c).astype(dtype), c)
+    return a.finish("batch_norm_sums")
+
+
+def batch_norm_dx(shape: Shape, dtype: str, isa: Isa, residual: bool) -> PrimFunc:
+    """The function (x, gamma, mean, rstd, dy, dgamma, dbeta[, side], dx); side is added to dx."""
+    a = Arrays(shape, dtype, isa)
+    x, gamma, mean, rstd = a.image("x"), *(a.channel(s) for s in ("gamma", "mean", "rstd"))
+    dy, dgamma, dbeta = a.image("dy"), a.channel("dgamma"), a.channel("dbeta")
+    side = a.image("side") if residual else None
+    dx = a.image("dx")
+
+    def element(at: Expr, c: Expr, lanes: int) -> None:
+        per = splat(1.0 / a.pixels, dtype, lanes)
+        m, r, g, to_g, to_b = (
+            load(v, vector(c, lanes)) for v in (mean, rstd, gamma, dgamma, dbeta)
+        )
+        r = a.b.bind(r, "r")
+        hat = (load(x, vector(at, lanes)) - m) * r
+        value = g * r * (load(dy, vector(at, lanes)) - to_b * per - hat * (to_g * per))
+        if side is not None:
+            value = value + load(side, vector(at, lanes))
+        a.b.store(dx, value, vector(at, lanes))
+
+    stream(a.b, a.pixels, a.channels, a.lanes, element)
+    return a.finish("batch_norm_dx")

@@ -1,0 +1,544 @@
+"""ToTrainingKernels: the operators of a training step as channels-last kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from ttsnn.ops import lif_attrs_of, tt_conv_attrs_of
+from ttsnn.passes.cpu.kernels.lif_train import TrainedNeuron
+from ttsnn.passes.cpu.training.images import Image, Normalised
+from ttsnn.passes.cpu.training.kernels import TrainingKernels
+from ttsnn.passes.cpu.training.link import Link, dense_link, tt_links
+from ttsnn.passes.rewriter import bindings_of, use_counts
+from ttsnn.passes.shapes import dims
+from ttsnn.passes.static_values import op_name
+
+__all__ = ["ToTrainingKernels"]
+
+_ELEMENTWISE = {
+    f"relax.{name}"
+    for name in (
+        *("abs", "add", "clip", "divide", "exp", "log", "maximum", "minimum", "multiply"),
+        *("negative", "power", "rsqrt", "sigmoid", "sign", "sqrt", "square", "subtract", "tanh"),
+        *("nn.gelu", "nn.leakyrelu", "nn.relu", "nn.silu"),
+    )
+}
+_ZEROS = ("relax.zeros", "relax.zeros_like")
+
+
+@tvm.transform.module_pass(opt_level=0, name="ToTrainingKernels")
+class ToTrainingKernels:
+    """Compute images as [1, T · N, H, W, C], by kernels that are scheduled already.
+
+    Convolutions (dense with one group, tensor-train), their gradients, batch norm on batch
+    statistics, neurons and their gradients become calls of kernels. A tensor-train layer runs
+    as its chain; what its cores read in the forward pass is kept for the backward of the same
+    function, or computed again where that is in another one. A batch norm is computed by the
+    neuron or the addition that reads it. Elementwise operators, pools and means over pixels work
+    on the same layout; anything else on the program's own, with transposes around it.
+
+    Args:
+        target: the CPU.
+    """
+
+    def __init__(self, target: tvm.target.Target) -> None:
+        self.target = target
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Apply the pass."""
+        bb = relax.BlockBuilder()
+        kernels = TrainingKernels(bb, self.target)
+        attrs = {}
+        for gvar, func in mod.functions_items():
+            if isinstance(func, relax.Function):
+                _Converter(bb, kernels, func).emit(gvar.name_hint)
+                attrs[gvar.name_hint] = func.attrs
+        out = bb.get()
+        for gvar, func in mod.functions_items():
+            name = gvar.name_hint
+            if name in attrs:
+                new = out[name]
+                for key, value in (attrs[name] or {}).items():
+                    new = new.with_attr(key, value)
+                out.update_func(out.get_global_var(name), new)
+            else:
+                out[gvar] = func
+        for key, value in (mod.attrs or {}).items():
+            out = out.with_attr(key, value)
+        return out
+
+
+class _Converter:
+    """Rewrites one function binding by binding."""
+
+    def __init__(
+        self, bb: relax.BlockBuilder, kernels: TrainingKernels, func: relax.Function
+    ) -> None:
+        self.bb, self.k, self.func = bb, kernels, func
+        self.bound = bindings_of(func)
+        self.uses = use_counts(func)
+        self.args = {p: relax.Var(p.name, p.ty) for p in func.params}
+        self.plain: dict[relax.Var, relax.Expr] = dict(self.args)
+        self.images: dict[relax.Var, Image] = {}
+        self.lazy: dict[relax.Var, Normalised] = {}
+        self.items: dict[relax.Var, list[Image | Normalised | relax.Expr | None]] = {}
+        self.item_reads = {
+            (v.tuple_value, v.index)
+            for v in self.bound.values()
+            if isinstance(v, relax.TupleGetItem)
+        }
+        self.chains: dict[tuple, list[relax.Var]] = {}
+
+    # -- the walk ----------------------------------------------------------------------------
+
+    def emit(self, name: str) -> None:
+        """Add the new function to the builder."""
+        bb = self.bb
+        with bb.function(name, list(self.args.values())):
+            with bb.dataflow():
+                for var, value in self.bound.items():
+                    self._bind(var, value)
+                out = bb.emit_output(self._result(self.func.body.body))
+            bb.emit_func_output(out)
+
+    def _result(self, expr: relax.Expr) -> relax.Expr:
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self._result(f) for f in expr.fields])
+        if isinstance(expr, relax.Var) and isinstance(self.bound.get(expr), relax.Tuple):
+            return self._result(self.bound[expr])
+        return self.get(expr)
+
+    def _bind(self, var: relax.Var, value: relax.Expr) -> None:
+        if isinstance(value, relax.Var):
+            self._alias(var, value)
+        elif isinstance(value, relax.TupleGetItem):
+            self._item(var, value)
+        elif isinstance(value, relax.Tuple):
+            pass  # read by _result, or by get
+        else:
+            handler = _HANDLERS.get(op_name(value))
+            if handler is None and op_name(value) in _ELEMENTWISE:
+                handler = _Converter._elementwise
+            done = handler(self, var, value) if handler is not None else None
+            if isinstance(done, Image):
+                self.images[var] = done
+            elif isinstance(done, list):
+                self.items[var] = done
+            elif isinstance(done, relax.Expr):
+                self.plain[var] = self._emit(done)
+            elif done is None:
+                self.plain[var] = self._emit(self._generic(value))
+
+    def _alias(self, var: relax.Var, value: relax.Var) -> None:
+        for table in (self.images, self.plain, self.lazy, self.items):
+            if value in table:
+                table[var] = table[value]
+
+    def _item(self, var: relax.Var, value: relax.TupleGetItem) -> None:
+        source = value.tuple_value
+        if source in self.items:
+            found = self.items[source][value.index]
+            if isinstance(found, Image):
+                self.images[var] = found
+            elif isinstance(found, Normalised):
+                self.lazy[var] = found
+            elif found is not None:
+                self.plain[var] = found
+        elif isinstance(self.bound.get(source), relax.Tuple):
+            self._bind(var, self.bound[source].fields[value.index])
+        else:
+            self.plain[var] = self._emit(relax.TupleGetItem(self.get(source), value.index))
+
+    def _emit(self, expr: relax.Expr) -> relax.Expr:
+        return expr if isinstance(expr, relax.Var) else self.bb.emit(expr)
+
+    def _generic(self, call: relax.Expr) -> relax.Expr:
+        if isinstance(call, relax.Call):
+            return relax.Call(call.op, [self.get(a) for a in call.args], call.attrs, call.ty_args)
+        return call
+
+    def get(self, expr: relax.Expr) -> relax.Expr:
+        """The value in the program's own layout."""
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self.get(f) for f in expr.fields])
+        if isinstance(expr, relax.TupleGetItem):
+            return self._emit(relax.TupleGetItem(self.get(expr.tuple_value), expr.index))
+        if not isinstance(expr, relax.Var):
+            return expr
+        if expr not in self.plain:
+            if isinstance(self.bound.get(expr), relax.Tuple):
+                return self.get(self.bound[expr])
+            if expr in self.items:
+                fields = [self._plain_of(f) for f in self.items[expr]]
+                self.plain[expr] = self._emit(relax.Tuple(fields))
+            else:
+                self.plain[expr] = self._plain_of(self.image(expr))
+        return self.plain[expr]
+
+    def _plain_of(self, value: Image | Normalised | relax.Expr | None) -> relax.Expr:
+        if isinstance(value, Normalised):
+            value = self._materialise(value)
+        if not isinstance(value, Image):
+            return value
+        r, h, w, c = value.sizes
+        if h * w > 1 and c > 1:
+            out = self._reshape(value.expr, (r, h, w, c))
+            out = self._emit(relax.op.permute_dims(out, [0, 3, 1, 2]))
+        else:
+            out = value.expr
+        return self._reshape(out, value.shape)
+
+    def _reshape(self, expr: relax.Expr, shape: Sequence[int]) -> relax.Expr:
+        if tuple(dims(expr)) == tuple(shape):
+            return expr
+        return self._emit(relax.op.reshape(expr, [int(s) for s in shape]))
+
+    def image(self, expr: relax.Expr) -> Image | None:
+        """The value channels last; None where it is no [(T,) N, C, H, W]."""
+        if isinstance(expr, relax.Var) and expr in self.lazy and expr not in self.images:
+            self.images[expr] = self._materialise(self.lazy[expr])
+        if isinstance(expr, relax.Var) and expr in self.images:
+            return self.images[expr]
+        shape = dims(expr) if isinstance(getattr(expr, "ty", None), relax.TensorType) else None
+        if shape is None or len(shape) not in (4, 5):
+            return None
+        *lead, c, h, w = shape
+        out = self.get(expr)
+        r = prod(lead)
+        if h * w > 1 and c > 1:
+            out = self._reshape(self._emit(out), (r, c, h, w))
+            out = self._emit(relax.op.permute_dims(out, [0, 2, 3, 1]))
+        image = Image(self._reshape(self._emit(out), (1, r, h, w, c)), tuple(lead))
+        if isinstance(expr, relax.Var):
+            self.images[expr] = image
+        return image
+
+    def is_image(self, expr: relax.Expr) -> bool:
+        """Whether the value is held channels last (or would be, if it were wanted)."""
+        return isinstance(expr, relax.Var) and (expr in self.images or expr in self.lazy)
+
+    def _materialise(self, value: Normalised) -> Image:
+        expr = self.k.batch_norm_apply(value.x.expr, value.channel)
+        return replace(value.x, expr=expr)
+
+    def _is_zero(self, expr: relax.Expr) -> bool:
+        """Whether a value is zero for sure."""
+        seen = self.bound.get(expr) if isinstance(expr, relax.Var) else expr
+        while op_name(seen) in ("relax.reshape", "relax.broadcast_to"):
+            inner = seen.args[0]
+            seen = self.bound.get(inner) if isinstance(inner, relax.Var) else inner
+        if isinstance(seen, tvm.ir.GenericConst):
+            return not np.any(seen.value.numpy())
+        return op_name(seen) in _ZEROS
+
+    # -- convolutions ------------------------------------------------------------------------
+
+    def _conv(self, _var: relax.Var, call: relax.Call) -> Image | None:
+        a = call.attrs
+        layouts = (str(a.data_layout), str(a.kernel_layout), str(a.out_layout))
+        if int(a.groups) != 1 or layouts != ("NCHW", "OIHW", "NCHW"):
+            return None
+        x = self.image(call.args[0])
+        link = dense_link(
+            dims(call.args[1]),
+            x.sizes[1:3],
+            *([int(v) for v in values] for values in (a.strides, a.padding, a.dilation)),
+        )
+        return replace(x, expr=self.k.conv(link, x.expr, [self.get(call.args[1])]))
+
+    def _conv_data(self, _var: relax.Var, call: relax.Call) -> Image | None:
+        w, dy = call.args
+        if int(call.attrs["groups"]) != 1:
+            return None
+        link = self._dense(dims(w), [int(s) for s in call.attrs["size"]], call)
+        image = self.image(dy)
+        return replace(image, expr=self.k.conv_input_grad(link, image.expr, [self.get(w)]))
+
+    def _conv_weight(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
+        if int(call.attrs["groups"]) != 1:
+            return None
+        x, dy = (self.image(a) for a in call.args)
+        link = self._dense(dims(call), list(x.sizes[1:3]), call)
+        return self.k.conv_weight_grads(link, x.expr, dy.expr)[0]
+
+    def _dense(self, shape: Sequence[int], size: list[int], call: relax.Call) -> Link:
+        geometry = ([int(v) for v in call.attrs[n]] for n in ("strides", "padding", "dilation"))
+        return dense_link(tuple(shape), tuple(size), *geometry)
+
+    def _tt_parts(self, call: relax.Call) -> list[tuple[int, int, list[Link]]]:
+        """Ranges of images and the chain that they run."""
+        attrs = tt_conv_attrs_of(call)
+        shape = dims(call.args[0])
+        size, images = tuple(shape[-2:]), prod(shape[:-3])
+        shapes = [tuple(dims(g)) for g in call.args[1:5]]
+        pad = self.k.rank_multiple(str(call.args[0].ty.dtype))
+
+        def links(kind: str) -> list[Link]:
+            return tt_links(kind, attrs, shapes, size, pad)
+
+        if attrs.mode != "htt":
+            return [(0, images, links(attrs.mode))]
+        full = shape[0] if attrs.timesteps < 0 else attrs.timesteps
+        cut = full * (images // shape[0])
+        parts = [(0, cut, "ptt"), (cut, images, "half")]
+        return [(a, b, links(kind)) for a, b, kind in parts if a < b]
+
+    def _part(self, image: Image, begin: int, end: int) -> relax.Var:
+        if (begin, end) == (0, image.sizes[0]):
+            return image.expr
+        return self._emit(relax.op.strided_slice(image.expr, [1], [begin], [end]))
+
+    def _joined(self, parts: list[relax.Var], like: Image) -> Image:
+        out = parts[0]
+        if len(parts) > 1:
+            out = self._emit(relax.op.concat(parts, axis=1))
+        return replace(like, expr=out)
+
+    def _tt_inputs(
+        self, call: relax.Call, part: int, links: list[Link], x: relax.Var, result: bool
+    ) -> list[relax.Var]:
+        """What each link of a chain reads; with ``result`` the chain's result after that.
+
+        Kept for whoever asks again with the same operands.
+        """
+        cores = [self.get(g) for g in call.args[1:5]]
+        key = (call.args[0], *call.args[1:5], part, str(call.attrs["strides"]))
+        known = self.chains.setdefault(key, [x])
+        for i in range(len(known) - 1, len(links) if result else len(links) - 1):
+            known.append(self.k.conv(links[i], known[i], cores))
+        return known
+
+    def _tt_conv(self, _var: relax.Var, call: relax.Call) -> Image:
+        x, parts = self.image(call.args[0]), []
+        for i, (begin, end, links) in enumerate(self._tt_parts(call)):
+            known = self._tt_inputs(call, i, links, self._part(x, begin, end), True)
+            parts.append(known[len(links)])
+        return self._joined(parts, x)
+
+    def _tt_backward(self, var: relax.Var, call: relax.Call) -> list:
+        x, dy = self.image(call.args[0]), self.image(call.args[5])
+        cores = [self.get(g) for g in call.args[1:5]]
+        to_x = (var, 0) in self.item_reads
+        grads: list[relax.Expr | None] = [None] * 4
+        parts = []
+        for i, (begin, end, links) in enumerate(self._tt_parts(call)):
+            ins = self._tt_inputs(call, i, links, self._part(x, begin, end), False)
+            g = self._part(dy, begin, end)
+            for j in range(len(links) - 1, -1, -1):
+                link = links[j]
+                for source, new in zip(link.sources, self.k.conv_weight_grads(link, ins[j], g)):
+                    old = grads[source]
+                    grads[source] = new if old is None else self._emit(relax.op.add(old, new))
+                if j > 0 or to_x:
+                    g = self.k.conv_input_grad(link, g, cores)
+            parts.append(g)
+        for i, core in enumerate(call.args[1:5]):
+            if grads[i] is None:
+                grads[i] = self._emit(relax.op.zeros(core.ty.shape, str(core.ty.dtype)))
+        return [self._joined(parts, x) if to_x else None, *grads]
+
+    # -- normalisation -----------------------------------------------------------------------
+
+    def _batch_norm(self, var: relax.Var, call: relax.Call) -> list | None:
+        if int(call.attrs["axis"]) != len(dims(call.args[0])) - 3:
+            return None
+        x = self.image(call.args[0])
+        if x is None:
+            return None
+        gamma, beta, *running = (self.get(a) for a in call.args[1:])
+        epsilon, momentum = float(call.attrs["epsilon"]), float(call.attrs["momentum"])
+        stats = self.k.batch_norm_stats(x.expr, running, epsilon, momentum)
+        return [Normalised(x, (gamma, beta, *stats[2:])), *stats]
+
+    def _batch_norm_backward(self, _var: relax.Var, call: relax.Call) -> list | None:
+        if int(call.attrs["axis"]) != len(dims(call.args[0])) - 3:
+            return None
+        x, dy = self.image(call.args[0]), self.image(call.args[4])
+        if x is None:
+            return None
+        channel = [self.get(a) for a in call.args[1:4]]
+        dx, *grads = self.k.batch_norm_backward(x.expr, channel, dy.expr)
+        return [replace(x, expr=dx), *grads]
+
+    # -- neurons -----------------------------------------------------------------------------
+
+    def _neuron(self, call: relax.Call) -> tuple[TrainedNeuron, Image, list[relax.Expr]] | None:
+        """What a neuron computes, its input, and the kernel's first arguments."""
+        attrs = lif_attrs_of(call)
+        x = call.args[0]
+        if attrs.decay_operand or attrs.threshold_operand or len(dims(x)) != 5:
+            return None
+        if not self.is_image(x) and dims(x)[-1] * dims(x)[-2] == 1:
+            return None
+        norm = self.lazy.get(x) if isinstance(x, relax.Var) and x not in self.images else None
+        image = norm.x if norm is not None else self.image(x)
+        image = replace(image, lead=tuple(dims(x)[:2]))
+        args: list[relax.Expr] = [image.expr, *(norm.channel if norm is not None else ())]
+        zero = self._is_zero(call.args[1])
+        if not zero:
+            args.append(self.image(call.args[1]).expr)
+        return TrainedNeuron(attrs, dims(x)[0], norm is not None, not zero), image, args
+
+    def _lif(self, var: relax.Var, call: relax.Call) -> list | None:
+        made = self._neuron(call)
+        if made is None:
+            return None
+        neuron, x, args = made
+        neuron = replace(neuron, v_last=(var, 1) in self.item_reads)
+        out = self.k.lif(neuron, args)
+        last = Image(out[1], x.lead[1:]) if neuron.v_last else None
+        return [replace(x, expr=out[0]), last]
+
+    def _lif_backward(self, var: relax.Var, call: relax.Call) -> list | None:
+        made = self._neuron(call)
+        if made is None:
+            return None
+        neuron, x, args = made
+        dspikes, dv_last = call.args[2:]
+        zero = self._is_zero(dv_last)
+        neuron = replace(neuron, v_last=not zero, dv0=(var, 1) in self.item_reads)
+        args.append(self.image(dspikes).expr)
+        if not zero:
+            args.append(self.image(dv_last).expr)
+        out = self.k.lif_backward(neuron, args)
+        dv0 = Image(out[1], x.lead[1:]) if neuron.dv0 else None
+        return [replace(x, expr=out[0]), dv0]
+
+    # -- everything else ---------------------------------------------------------------------
+
+    def _elementwise(self, _var: relax.Var, call: relax.Call) -> Image | None:
+        if not any(self.is_image(a) for a in call.args):
+            return None
+        shape = tuple(dims(call))
+        for arg in call.args:
+            size = dims(arg)
+            if size is None or (prod(size) != 1 and tuple(size) != shape):
+                return None
+        if op_name(call) == "relax.add":
+            for zero, other in (call.args, list(reversed(call.args))):
+                if self._is_zero(zero) and tuple(dims(other)) == shape:
+                    return self.image(other)
+            done = self._add_normalised(call)
+            if done is not None:
+                return done
+        args, lead = [], shape[:-3]
+        for arg in call.args:
+            if prod(dims(arg)) == 1 and tuple(dims(arg)) != shape:
+                args.append(self._reshape(self.get(arg), ()) if dims(arg) else self.get(arg))
+            else:
+                args.append(self.image(arg).expr)
+        out = self._emit(relax.Call(call.op, args, call.attrs, call.ty_args))
+        return Image(out, lead)
+
+    def _add_normalised(self, call: relax.Call) -> Image | None:
+        """``batch_norm(x) + side`` in one pass."""
+        for norm, side in (call.args, list(reversed(call.args))):
+            if norm in self.lazy and norm not in self.images and side.ty.ndim == norm.ty.ndim:
+                other, value = self.image(side), self.lazy[norm]
+                expr = self.k.batch_norm_apply(value.x.expr, value.channel, other.expr)
+                return Image(expr, other.lead)
+        return None
+
+    def _reshaped(self, var: relax.Var, call: relax.Call) -> Image | bool | None:
+        x, shape = call.args[0], dims(call)
+        if not self.is_image(x):
+            return None
+        value = self.lazy[x].x if x not in self.images else self.images[x]
+        lead = value.reshaped(shape)
+        if lead is None:
+            return None
+        if x in self.images:
+            return replace(value, lead=lead)
+        old = self.lazy[x]
+        self.lazy[var] = Normalised(replace(old.x, lead=lead), old.channel)
+        return True
+
+    def _broadcast(self, _var: relax.Var, call: relax.Call) -> Image | None:
+        """[*lead, C, 1, 1] → [*lead, C, H, W], and repetition over time."""
+        shape, source = dims(call), call.args[0]
+        size = dims(source)
+        if len(shape) not in (4, 5) or len(size) != len(shape):
+            return None
+        *lead, c, h, w = shape
+        if h * w > 1 and size == [*lead, c, 1, 1]:
+            wide = self._reshape(self.get(source), (1, prod(lead), 1, 1, c))
+            target = [1, prod(lead), h, w, c]
+            return Image(self._emit(relax.op.broadcast_to(wide, target)), tuple(lead))
+        if len(lead) == 2 and size == [1, lead[1], c, h, w] and self.is_image(source):
+            image = self.image(source)
+            full = self._emit(relax.op.concat([image.expr] * lead[0], axis=1))
+            return Image(full, tuple(lead))
+        return None
+
+    def _reduced(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
+        """Mean or sum over height and width of an image."""
+        x, axes = call.args[0], call.attrs.axis
+        if axes is None or not self.is_image(x):
+            return None
+        rank = len(dims(x))
+        if sorted(int(a) % rank for a in axes) != [rank - 2, rank - 1]:
+            return None
+        op = relax.op.mean if op_name(call) == "relax.mean" else relax.op.sum
+        out = self._emit(op(self.image(x).expr, axis=[2, 3]))
+        return self._reshape(out, dims(call))
+
+    def _pool(self, _var: relax.Var, call: relax.Call) -> Image | None:
+        """2-D pools, and their gradients, in NHWC."""
+        a = call.attrs
+        if not any(self.is_image(v) for v in call.args) or str(a.layout) != "NCHW":
+            return None
+        args, lead = [], None
+        for arg in call.args:
+            image = self.image(arg)
+            if image is None or len(image.lead) != 1:
+                return None
+            lead = image.lead
+            args.append(self._reshape(image.expr, image.sizes))
+        keys = [str(k) for k in a.keys()] if hasattr(a, "keys") else _POOL_ATTRS  # noqa: SIM118
+        given = {k: getattr(a, k) for k in keys if hasattr(a, k)}
+        options = {k: given[k] for k in _POOL_ATTRS if k in given and "layout" not in k}
+        make = _POOLS[op_name(call)]
+        out = self._emit(make(*args, **_plain_options(options), layout="NHWC", out_layout="NHWC"))
+        return Image(self._reshape(out, (1, *dims(out))), lead)
+
+
+_POOL_ATTRS = ("pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad")
+_POOLS: dict[str, Callable[..., relax.Expr]] = {
+    "relax.nn.max_pool2d": relax.op.nn.max_pool2d,
+    "relax.nn.avg_pool2d": relax.op.nn.avg_pool2d,
+    "relax.grad.max_pool2d_backward": relax.op.grad.max_pool2d_backward,
+    "relax.grad.avg_pool2d_backward": relax.op.grad.avg_pool2d_backward,
+}
+
+
+def _plain_options(options: dict) -> dict:
+    return {
+        k: bool(v) if k in ("ceil_mode", "count_include_pad") else tuple(int(i) for i in v)
+        for k, v in options.items()
+    }
+
+
+_HANDLERS = {
+    "relax.nn.conv2d": _Converter._conv,
+    "relax.dense.conv2d_backward_data": _Converter._conv_data,
+    "relax.dense.conv2d_backward_weight": _Converter._conv_weight,
+    "relax.tt.conv2d": _Converter._tt_conv,
+    "relax.tt.conv2d_backward": _Converter._tt_backward,
+    "relax.snn.batch_norm_train": _Converter._batch_norm,
+    "relax.snn.batch_norm_train_backward": _Converter._batch_norm_backward,
+    "relax.snn.lif": _Converter._lif,
+    "relax.snn.lif_backward": _Converter._lif_backward,
+    "relax.reshape": _Converter._reshaped,
+    "relax.expand_dims": _Converter._reshaped,
+    "relax.squeeze": _Converter._reshaped,
+    "relax.broadcast_to": _Converter._broadcast,
+    "relax.mean": _Converter._reduced,
+    "relax.sum": _Converter._reduced,
+    **dict.fromkeys(_POOLS, _Converter._pool),
+}
