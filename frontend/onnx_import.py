@@ -356,4 +356,5 @@ def _meta(main: relax.Function, model: Any, steps: set[int]) -> dict:
         "outputs": [_spec(n, ty) for n, ty in zip(outs, types, strict=True)],
         "state": state,
         "T": next(iter(steps)) if len(steps) == 1 else known.get("T"),
+        "buffers": known.get("buffers", []),
     }
