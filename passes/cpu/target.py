@@ -15,6 +15,7 @@ from ttsnn.passes.cpu.any_alignment import ALIGNMENT
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.pipeline import build_passes, lower_passes
 from ttsnn.passes.cpu.schedule_kernels import FALLBACK, LAYERS, MACS, RULE
+from ttsnn.passes.cpu.training.pipeline import training_passes
 from ttsnn.passes.expose_spikes import ExposeSpikes
 from ttsnn.program import PARAMS
 from ttsnn.targets import KernelInfo, Target
@@ -36,7 +37,9 @@ class CpuTarget(Target):
 
     name = "cpu"
     description = "CPU by LLVM: fused channels-last kernels, for this machine or any mcpu"
-    constraints = "inference; float32 and float64; static T; static or symbolic batch"
+    constraints = (
+        "inference and training; float32 and float64; static T; symbolic batch for inference"
+    )
     option_names = ("mcpu", "mtriple", "mattr", "num-cores")
     input_alignment = ALIGNMENT
 
@@ -80,6 +83,24 @@ class CpuTarget(Target):
                 mod = step(mod)
         return mod
 
+    def lower_training(
+        self, mod: tvm.IRModule, *, dump_ir: str | os.PathLike | None = None
+    ) -> tvm.IRModule:
+        """Training program (:mod:`ttsnn.passes.training`) → scheduled kernels for :meth:`build`.
+
+        Args:
+            mod: all its Relax functions are lowered; their arguments and results stay.
+            dump_ir: folder for the module after each pass.
+
+        Raises:
+            PassError: for sizes that vary.
+        """
+        functions = [g.name_hint for g, f in mod.functions_items() if isinstance(f, relax.Function)]
+        with instruments(dump_ir), self.tvm_target:
+            for step in training_passes(self.tvm_target, functions):
+                mod = step(mod)
+        return mod
+
     def build(self, lowered: tvm.IRModule) -> relax.VMExecutable:
         """Scheduled kernels → executable."""
         mod = lowered.without_attr(PARAMS)
@@ -87,7 +108,7 @@ class CpuTarget(Target):
         return relax.build(mod, self.tvm_target, relax_pipeline=pipeline)
 
     def kernels(self, lowered: tvm.IRModule) -> list[KernelInfo]:
-        """The kernels, in the order in which ``main`` calls them first."""
+        """The kernels, in the order in which the module's functions call them first."""
         return [
             KernelInfo(
                 name=name,
@@ -115,7 +136,9 @@ def _called(mod: tvm.IRModule) -> list[tuple[str, tirx.PrimFunc]]:
         if isinstance(node, tvm.ir.GlobalVar) and isinstance(mod[node], tirx.PrimFunc):
             found.setdefault(node.name_hint, mod[node])
 
-    for block in mod["main"].body.blocks:
-        for binding in block.bindings:
-            relax.analysis.post_order_visit(binding.value, visit)
+    for _, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            for block in func.body.blocks:
+                for binding in block.bindings:
+                    relax.analysis.post_order_visit(binding.value, visit)
     return list(found.items())
