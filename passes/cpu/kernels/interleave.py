@@ -50,9 +50,7 @@ def interleave(
         image, i = b.bind(r // rows, "image"), b.bind(r % rows, "i")
 
         def pixel(p: int, q: int, j: Expr) -> None:
-            to = b.bind(
-                ((image * height + i * sh + p) * width + j * sw + q) * channels, "to"
-            )
+            to = b.bind(((image * height + i * sh + p) * width + j * sw + q) * channels, "to")
 
             def copy(c: Expr, n: int) -> None:
                 value = splat(0.0, dtype, n)

@@ -27,9 +27,7 @@ SUM_CHANNELS = 4
 """Vectors of float64 sums that registers hold, for each of two sums."""
 
 
-def for_channels(
-    b: Body, channels: int, lanes: int, body: Callable[[Expr, int], None]
-) -> None:
+def for_channels(b: Body, channels: int, lanes: int, body: Callable[[Expr, int], None]) -> None:
     """``body(first channel, lanes)`` for the vectors that cover all channels."""
     whole = channels // lanes
     if whole:

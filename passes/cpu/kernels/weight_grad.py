@@ -1,8 +1,9 @@
 """Weight gradient of a tap convolution: a matrix product that sums over the pixels of all images.
 
-``dw[k, ci, co] = Σ x[n, h·strides[0] + taps[k][0], w·strides[1] + taps[k][1], ci] · dy[n, h, w, co]``
-over all images and output pixels, x being zero outside its bounds: so for each tap the sum runs
-over the rectangle of output pixels that read inside, which is known beforehand.
+With (dh, dw) the offset of tap k,
+``dw[k, ci, co] = Σ x[n, h · strides[0] + dh, w · strides[1] + dw, ci] · dy[n, h, w, co]`` over all
+images and output pixels, x being zero outside its bounds: so for each tap the sum runs over the
+rectangle of output pixels that read inside, which is known beforehand.
 
 A register tile holds some input channels × some vectors of output channels and walks over the
 pixels of a strip, which stays in the cache for all taps and tiles. Units of parallel work take

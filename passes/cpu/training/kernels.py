@@ -8,6 +8,7 @@ import tvm
 from tvm import relax
 from tvm.tirx import PrimFunc
 
+from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.kernels.batch_norm import (
     batch_norm_apply,
@@ -15,8 +16,8 @@ from ttsnn.passes.cpu.kernels.batch_norm import (
     batch_norm_stats,
     batch_norm_sums,
 )
-from ttsnn.passes.cpu.kernels.fused import fused_layer
 from ttsnn.passes.cpu.kernels.finished import marked
+from ttsnn.passes.cpu.kernels.fused import fused_layer
 from ttsnn.passes.cpu.kernels.interleave import interleave
 from ttsnn.passes.cpu.kernels.lif_train import (
     TrainedNeuron,
@@ -29,7 +30,6 @@ from ttsnn.passes.cpu.kernels.weight_grad import weight_grad
 from ttsnn.passes.cpu.kernels.weight_map import core_grads, packed_weight
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 from ttsnn.passes.cpu.rules.layer import DEFAULT_THREADS
-from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.training.link import Link, input_phases
 from ttsnn.passes.shapes import dims
 

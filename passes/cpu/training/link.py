@@ -55,9 +55,7 @@ def dense_link(
 ) -> Link:
     """A dense convolution with a weight [Cout, Cin, Kh, Kw]."""
     cout, cin, kh, kw = shape
-    attrs = TTConvAttrs(
-        strides=tuple(strides), padding=tuple(padding), dilation=tuple(dilation)
-    )
+    attrs = TTConvAttrs(strides=tuple(strides), padding=tuple(padding), dilation=tuple(dilation))
     top, left = attrs.padding[:2]
     taps = [
         (y * attrs.dilation[0] - top, x * attrs.dilation[1] - left)
