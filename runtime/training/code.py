@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm_ffi
-from tvm import relax
 
-from ttsnn.errors import DataError
+from ttsnn.debugging import instruments
+from ttsnn.errors import DataError, TargetError
+from ttsnn.passes.cpu.schedule_kernels import FALLBACK, RULE
+from ttsnn.passes.cpu.training import training_passes
 from ttsnn.passes.training import Manifest, Slot
-from ttsnn.program import PARAMS
 from ttsnn.runtime.tensors import aligned_copy, kind_of
 from ttsnn.runtime.threads import apply_threads, prepare
 from ttsnn.targets import get_target
@@ -38,7 +39,7 @@ class TrainingCode:
     Attributes:
         manifest: arguments and results of each function.
         executable: TVM's.
-        fallbacks: names of kernels without a schedule; the whole program's where it has none.
+        fallbacks: names of kernels without a schedule.
         compile_s: seconds that compiling took.
     """
 
@@ -88,14 +89,16 @@ def build_training(mod: tvm.IRModule, target: str = "cpu") -> TrainingCode:
     """
     start = time.perf_counter()
     chosen = get_target(target)
-    lower = _lowering(chosen)
-    if lower is None:
-        executable = relax.build(mod.without_attr(PARAMS), chosen.tvm_target)
-        fallbacks: tuple[str, ...] = ("all kernels",)
-    else:
-        lowered = lower(mod, chosen)
-        executable = chosen.build(lowered)
-        fallbacks = tuple(k.name for k in chosen.kernels(lowered) if not k.scheduled)
+    if chosen.name != "cpu":
+        raise TargetError(f"target {target} cannot train; compile for cpu")
+    manifest = Manifest.of(mod)
+    lowered = lower(mod, chosen.tvm_target)
+    executable = chosen.build(lowered)
+    fallbacks = tuple(
+        str(gv.name_hint)
+        for gv, func in lowered.functions_items()
+        if isinstance(func, tvm.tirx.PrimFunc) and str((func.attrs or {}).get(RULE)) == FALLBACK
+    )
     if fallbacks:
         shown = ", ".join(fallbacks[:5]) + (" …" if len(fallbacks) > 5 else "")
         warnings.warn(
@@ -105,18 +108,16 @@ def build_training(mod: tvm.IRModule, target: str = "cpu") -> TrainingCode:
             stacklevel=2,
         )
     seconds = time.perf_counter() - start
-    return TrainingCode(Manifest.of(mod), executable, fallbacks, seconds)
+    return TrainingCode(manifest, executable, fallbacks, seconds)
 
 
-def _lowering(target: Any) -> Callable[[tvm.IRModule, Any], tvm.IRModule] | None:
-    """The target's schedules for training; None where it has none."""
-    if target.name != "cpu":
-        return None
-    try:
-        from ttsnn.passes.cpu.training import lower_training
-    except ImportError:
-        return None
-    return lower_training
+def lower(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """Training program → module of scheduled kernels and the functions that call them."""
+    names = list(Manifest.of(mod).functions)
+    with instruments(None), target:
+        for step in training_passes(target, names):
+            mod = step(mod)
+    return mod
 
 
 def share(value: Any, slot: Slot) -> Any:

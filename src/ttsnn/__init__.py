@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ttsnn.driver import CompiledModel, compare, compile, plan
     from ttsnn.runtime.net import Net, load
     from ttsnn.runtime.threads import threads
+    from ttsnn.runtime.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "TTSNNError",
     "TargetError",
     "TensorSpec",
+    "Trainer",
     "__version__",
     "compare",
     "compile",
@@ -56,6 +58,7 @@ _LAZY = {
     "Net": "ttsnn.runtime.net",
     "load": "ttsnn.runtime.net",
     "threads": "ttsnn.runtime.threads",
+    "Trainer": "ttsnn.runtime.training.trainer",
 }
 
 

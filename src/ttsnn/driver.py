@@ -22,7 +22,7 @@ import tvm
 from ttsnn import __version__
 from ttsnn.artifact import KernelEntry, Manifest, StateEntry, write_artifact
 from ttsnn.debugging import instruments
-from ttsnn.errors import ArtifactError, ModelImportError, TTSNNError
+from ttsnn.errors import ArtifactError, DataError, ModelImportError, TTSNNError
 from ttsnn.program import params_of
 from ttsnn.runtime.cpu import from_llvm
 from ttsnn.runtime.net import Net
@@ -90,7 +90,8 @@ def compile(
     out: str | os.PathLike | None = None,
     dump_ir: str | os.PathLike | None = None,
     options: ModelOptions | None = None,
-) -> CompiledModel:
+    training: bool = False,
+) -> Any:
     """Compile a spiking network.
 
     Args:
@@ -111,9 +112,14 @@ def compile(
         out: also write the artifact there.
         dump_ir: folder for the IR after every pass.
         options: how to resolve ``model``, where it is a name.
+        training: give a ``torch.nn.Module`` to train instead, see
+            :class:`ttsnn.runtime.training.module.TrainableModule`. Without a plan it shares the
+            model's weights. Its batch size comes with each call; ``out``, ``record_spikes`` and
+            ``dynamic_batch`` are for inference alone.
 
     Returns:
-        The network, ready to be called.
+        The network, ready to be called: a :class:`CompiledModel`, or a ``torch.nn.Module`` to
+        train.
 
     Raises:
         TTSNNError: one of its kinds, naming what is wrong and what to do.
@@ -121,6 +127,13 @@ def compile(
     from ttsnn.targets import get_target
 
     get_target(target)  # what is impossible should fail before minutes of work
+    if training:
+        if out is not None or record_spikes or dynamic_batch:
+            raise DataError(
+                "training=True goes without out, record_spikes and dynamic_batch; compile the "
+                "trained network again for inference"
+            )
+        return _trainable(model, example, target, plan, mode, init, seed, dtype, options, dump_ir)
     if out is not None:
         _check_folder(Path(out))
     source = resolve(model, options or ModelOptions(seed=seed), probe=example is None)
@@ -147,6 +160,33 @@ def compile(
         with watch("save"):
             net.save(out)
     return net
+
+
+def _trainable(
+    model: Any,
+    example: Any,
+    target: str,
+    plan: Any,
+    mode: str,
+    init: str,
+    seed: int,
+    dtype: str | None,
+    options: ModelOptions | None,
+    dump_ir: str | os.PathLike | None,
+) -> Any:
+    """A module to train, compiled for the example where one is given."""
+    from ttsnn.runtime.training.module import TrainableModule
+    from ttsnn.runtime.training.network import network_of
+
+    network = network_of(
+        model, example, plan=plan, mode=mode, init=init, seed=seed, dtype=dtype, options=options
+    )
+    module = TrainableModule(network, target=target)
+    module.train()
+    if example is not None:
+        with instruments(dump_ir):
+            module.compile_for(example)
+    return module
 
 
 def import_source(
