@@ -81,7 +81,12 @@ def main() -> None:
     console.print(f"  compiled: {accuracy(net, test_data):.1%} of the test digits")
 
     console.print("[bold]4. Compare[/bold] with PyTorch, on test digits")
-    result = ttsnn.compare(twin, dense=dense, x=test_data.images[:BATCH])
+    result = ttsnn.compare(
+        twin,
+        dense=dense,
+        x=test_data.images[:BATCH],
+        against="eager,eager_loop,onnxruntime,dense_eager,dense_loop,dense_onnxruntime",
+    )
     show_comparison(console, result)
     if not result["ok"]:
         raise SystemExit(1)

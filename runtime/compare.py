@@ -37,6 +37,7 @@ def compare(
     plan: Any = None,
     mode: str = "ptt",
     init: str = "fit",
+    dense: torch.nn.Module | None = None,
     dtype: str = "float32",
     batch: int = 1,
     threads: int | None = None,
@@ -55,7 +56,9 @@ def compare(
 
     Args:
         model: what :func:`ttsnn.compile` accepts, except files.
-        plan, mode, init: tensor trains; None: dense.
+        plan, mode, init: tensor trains; None: the network as it is.
+        dense: what ``dense_…`` peers run, for a network that brings tensor trains of its own
+            (trained further, say); with a plan it is the network itself.
         dtype: ``"float32"`` or ``"float64"``.
         batch: samples.
         threads: CPU threads of everybody; all by default.
@@ -87,7 +90,7 @@ def compare(
         source = resolve(model, options)
         if x is None:
             x = source.example(batch, dtype, seed) if source.kind == "module" else torch.empty(0)
-        twins = make_twins(source, plan, mode, init=init, seed=seed, dtype=dtype, x=x)
+        twins = make_twins(source, plan, mode, init=init, dense=dense, seed=seed, dtype=dtype, x=x)
         say("compiling")
         program = twins.program
         if twins.plan is not None:
@@ -175,8 +178,8 @@ def _measure(
     errors: dict[str, float] = {}
     for name in names:
         dense = name.startswith("dense_")
-        if dense and twins.plan is None:
-            skipped[name] = "the network has no tensor trains, so it is the same as without dense_"
+        if dense and twins.dense is twins.twin:
+            skipped[name] = "no dense network beside this one: give a plan"
             continue
         say(f"measuring {name}")
         network = copy.deepcopy(twins.dense if dense else twins.twin)
@@ -217,8 +220,8 @@ def _reference(twins: Twins) -> np.ndarray:
 
 
 def _against_dense(twins: Twins) -> dict[str, float] | None:
-    """How far the network with tensor trains is from the one without; None without a plan."""
-    if twins.plan is None:
+    """How far the network with tensor trains is from the one without; None where it is one."""
+    if twins.dense is twins.twin:
         return None
     ours = _reference(twins)
     with torch.no_grad():

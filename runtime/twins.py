@@ -50,6 +50,7 @@ def make_twins(
     mode: str,
     *,
     init: str = "fit",
+    dense: nn.Module | None = None,
     seed: int = 0,
     dtype: str = "float32",
     x: torch.Tensor,
@@ -61,7 +62,8 @@ def make_twins(
 
     Args:
         source: a PyTorch network.
-        plan: rule, file or plan; None: stay dense.
+        plan: rule, file or plan; None: leave the network as it is.
+        dense: the network without tensor trains, where ``source`` has its own; not with a plan.
         x: the input of the comparison, in ``dtype``.
 
     Raises:
@@ -73,13 +75,18 @@ def make_twins(
             f"{source.path}: compare needs the PyTorch network itself: give a zoo name or "
             "package.module:factory"
         )
-    dense = copy.deepcopy(source.module).to(getattr(torch, dtype)).eval()
-    program = import_source(_with_module(source, dense), x, dtype=dtype)
+    if plan is not None and dense is not None:
+        raise ModelImportError("dense= is for a network with tensor trains of its own: no plan")
+    network = copy.deepcopy(source.module).to(getattr(torch, dtype)).eval()
+    program = import_source(_with_module(source, network), x, dtype=dtype)
     made = None
-    twin = dense
+    twin = network
     if plan is not None:
         made = make_plan(program, plan, mode)
-        twin = models.apply_plan(dense, made, init=init, seed=seed).eval()
+        twin = models.apply_plan(network, made, init=init, seed=seed).eval()
+    elif dense is not None:
+        network = copy.deepcopy(dense).to(getattr(torch, dtype)).eval()
+    dense = network
     weights = "given"
     if not source.trained and not _has_statistics(source):
         weights = f"random (seed {seed}), batch norm calibrated on random input"

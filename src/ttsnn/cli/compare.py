@@ -109,7 +109,10 @@ def show_comparison(console: Console, data: dict[str, Any]) -> None:
 
     verdict = "[green]agrees[/green]" if data["ok"] else "[bold red]does NOT agree[/bold red]"
     plan = data["plan"]
-    what = f"{plan['layers']} {'/'.join(plan['modes'])} layers, {plan['rule']}" if plan else "dense"
+    own = data["params"]["tt"] != data["params"]["dense"]
+    what = "tensor trains of its own" if own else "dense"
+    if plan:
+        what = f"{plan['layers']} {'/'.join(plan['modes'])} layers, {plan['rule']}"
     console.print(
         f"[bold]{data['model']}[/bold] ({what}) on {data['target']}, {data['dtype']}, batch "
         f"{data['batch']}, {data['threads']} thread(s): {verdict} with PyTorch"
@@ -132,7 +135,7 @@ def show_comparison(console: Console, data: dict[str, Any]) -> None:
     ):
         dense, tt = data[key]["dense"], data[key]["tt"]
         text = f"{tt / scale:.2f} {unit}"
-        if plan:
+        if plan or own:
             text += f", dense {dense / scale:.2f} {unit}: {dense / max(tt, 1):.2f}× fewer"
         facts.add_row(name, text)
     facts.add_row("MACs (executed)", f"{data['executed_macs'] / 1e6:.2f} M")
