@@ -127,7 +127,7 @@ class MSResNet(SpikingNetwork):
         x = self.over_time(self.with_time(x), self.conv1, self.bn1)
         for name in self.layers:
             x = getattr(self, name)(x)
-        return self.fc(self.lif(x).mean((-2, -1)).mean(0))
+        return self.read_out(self.lif(x).mean((-2, -1)), self.fc)
 
 
 def ms_resnet18(*args: Any, **kwargs: Any) -> MSResNet:

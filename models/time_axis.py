@@ -56,7 +56,11 @@ class SpikingNetwork(TimeModule):
         T: number of timesteps.
         input_shape: (C, H, W) of one image or frame.
         static_input: whether the network is meant for static images.
+        logits: ``"mean"``: the mean over time, [N, classes]; ``"steps"``: those of every
+            timestep, [T, N, classes], as the TET loss wants them. May be set at any time.
     """
+
+    logits = "mean"
 
     def __init__(
         self, T: int, input_shape: tuple[int, int, int], num_classes: int, static_input: bool
@@ -68,6 +72,19 @@ class SpikingNetwork(TimeModule):
                 f"got T={T}, input {list(input_shape)} and {num_classes} classes"
             )
         self.T, self.input_shape, self.static_input = T, input_shape, static_input
+
+    def read_out(self, features: Tensor, layer: nn.Module) -> Tensor:
+        """Logits of the last linear layer from features [T, N, F], see :attr:`logits`.
+
+        A linear layer commutes with the mean, so the mean comes first: one product, not T.
+        """
+        if self.logits == "steps":
+            return layer(features)
+        if self.logits != "mean":
+            raise ModelImportError(
+                f"{type(self).__name__}: logits must be 'mean' or 'steps', got {self.logits!r}"
+            )
+        return layer(features.mean(0))
 
     def with_time(self, x: Tensor) -> Tensor:
         """The input with its time axis: a static image is repeated T times (a view).

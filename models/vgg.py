@@ -106,7 +106,7 @@ class SpikingVGG(SpikingNetwork):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(self.with_time(x))
-        return self.fc(self.classifier(x.flatten(2)).mean(0))
+        return self.read_out(self.classifier(x.flatten(2)), self.fc)
 
 
 class SpikingMLP(SpikingNetwork):
@@ -135,7 +135,7 @@ class SpikingMLP(SpikingNetwork):
         self.fc = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.hidden(self.with_time(x).flatten(2)).mean(0))
+        return self.read_out(self.hidden(self.with_time(x).flatten(2)), self.fc)
 
 
 def spiking_vgg9(*args: Any, **kwargs: Any) -> SpikingVGG:
