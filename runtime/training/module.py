@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -14,7 +13,7 @@ from ttsnn.errors import DataError, ModelImportError
 from ttsnn.passes.training import Slot, build_autograd
 from ttsnn.runtime.training.code import TrainingCode, build_training, share, to_torch
 from ttsnn.runtime.training.inference import InferenceBuild
-from ttsnn.runtime.training.network import Network, frozen_norms, trained_names
+from ttsnn.runtime.training.network import Network, arrays_of, frozen_norms, trained_names
 
 __all__ = ["TrainableModule"]
 
@@ -158,7 +157,7 @@ class TrainableModule(nn.Module):
             source: Network = self.__dict__["_source"]
             program = source.program(x.detach(), dynamic_batch=True)
             self._inference[dtype] = InferenceBuild(program, self.target, source.name)
-        return self._inference[dtype].net(_arrays(self))(x, threads=self.threads)
+        return self._inference[dtype].net(arrays_of(self))(x, threads=self.threads)
 
     def __deepcopy__(self, memo: dict) -> TrainableModule:
         """A copy with weights of its own; compiled code is shared where it does not matter."""
@@ -186,13 +185,6 @@ def mod_arguments(mod: Any) -> list[Slot]:
     from ttsnn.passes.training import Manifest
 
     return [s for f in Manifest.of(mod).functions.values() for s in f.arguments]
-
-
-def _arrays(module: nn.Module) -> dict[str, np.ndarray]:
-    """Parameters and buffers as arrays over the same memory."""
-    named = [*module.named_parameters(remove_duplicate=False)]
-    named += [*module.named_buffers(remove_duplicate=False)]  # type: ignore[arg-type]
-    return {k: v.detach().numpy() for k, v in named}
 
 
 class _Call(torch.autograd.Function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import tvm
 from torch import nn
@@ -14,7 +15,14 @@ from ttsnn.driver import import_source, make_plan
 from ttsnn.errors import ModelImportError
 from ttsnn.sources import InputShape, ModelOptions, ModelSource, resolve
 
-__all__ = ["Network", "check_trainable", "frozen_norms", "network_of", "trained_names"]
+__all__ = [
+    "Network",
+    "arrays_of",
+    "check_trainable",
+    "frozen_norms",
+    "network_of",
+    "trained_names",
+]
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d)
@@ -137,3 +145,10 @@ def frozen_norms(module: nn.Module) -> tuple[str, ...]:
 def trained_names(module: nn.Module) -> tuple[str, ...]:
     """Parameters that require a gradient, by ``state_dict`` name; a shared one once."""
     return tuple(n for n, p in module.named_parameters() if p.requires_grad)
+
+
+def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:
+    """All parameters and buffers as arrays over the same memory, shared ones by all names."""
+    named: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    named |= dict(module.named_buffers(remove_duplicate=False))
+    return {k: v.detach().numpy() for k, v in named.items()}

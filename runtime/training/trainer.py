@@ -26,7 +26,7 @@ from ttsnn.runtime.training.checkpoint import (
 from ttsnn.runtime.training.exchange import Exchange, join
 from ttsnn.runtime.training.inference import InferenceBuild
 from ttsnn.runtime.training.logs import RunLog
-from ttsnn.runtime.training.network import network_of, trained_names
+from ttsnn.runtime.training.network import arrays_of, network_of, trained_names
 from ttsnn.runtime.training.order import DataOrder
 from ttsnn.runtime.training.progress import Progress
 from ttsnn.runtime.training.samples import as_samples, check_labels
@@ -180,7 +180,7 @@ class Trainer:
             "augment": None if augment is None else getattr(augment, "__name__", "yes"),
         }
         self.progress: dict[str, Any] = {"best_accuracy": None, "best_step": None}
-        self._state = self._step.state(model=_arrays(self._module))
+        self._state = self._step.state(model=arrays_of(self._module))
         if self._resuming:
             self._restore()
 
@@ -210,7 +210,8 @@ class Trainer:
     def module(self) -> nn.Module:
         """The PyTorch network with the weights as they are now (written into it)."""
         state = self._state.arrays("param", "buffer")
-        own = self._module.state_dict()  # tensors over the module's own memory
+        own: dict[str, torch.Tensor] = dict(self._module.named_parameters())
+        own |= dict(self._module.named_buffers())
         with torch.no_grad():
             for name, value in state.items():
                 own[name].copy_(torch.from_numpy(value))
@@ -224,7 +225,7 @@ class Trainer:
         return {k: v.detach().clone() for k, v in self.module.state_dict().items()}
 
     def fit(self) -> dict[str, Any]:
-        """Train to the end; returns a summary of plain values.
+        """Train to the end; returns a summary of plain values (``ms_per_step``: updates alone).
 
         Interrupted (Ctrl-C), it saves a checkpoint and raises KeyboardInterrupt.
 
@@ -233,7 +234,7 @@ class Trainer:
         """
         log = self._open_log()
         last: StepResult | None = None
-        start, first = time.perf_counter(), self.step
+        start, first, self._spent = time.perf_counter(), self.step, 0.0
         try:
             with Progress(self._show, self.total_steps, self.step) as bar:
                 while self.step < self.total_steps:
@@ -248,14 +249,14 @@ class Trainer:
             if log is not None:
                 log.close()
         seconds = time.perf_counter() - start
-        done = self.step - first
+        done, spent = self.step - first, self._spent
         return {
             "steps": self.step,
             "epochs": self.epochs,
             "loss": None if last is None else last.loss,
             **self.progress,
             "seconds": seconds,
-            "ms_per_step": 1e3 * seconds / done if done else None,
+            "ms_per_step": 1e3 * spent / done if done else None,
         }
 
     def train_step(self) -> StepResult:
@@ -300,7 +301,7 @@ class Trainer:
         if samples is None or len(samples) == 0:
             raise DataError("there are no samples to evaluate on")
         start = time.perf_counter()
-        net = self._inference.net(_arrays(self.module))
+        net = self._inference.net(arrays_of(self.module))
         size, right = batch or self.order.batch, 0
         for begin in range(0, len(samples), size):
             indices = np.arange(begin, min(begin + size, len(samples)))
@@ -338,6 +339,8 @@ class Trainer:
         start = time.perf_counter()
         lr = self.learning_rate(self.step)
         result = self.train_step()
+        seconds = time.perf_counter() - start
+        self._spent += seconds
         if log is not None:
             row = {
                 "step": self.step,
@@ -345,7 +348,7 @@ class Trainer:
                 "loss": result.loss,
                 "accuracy": _right(result.logits, self._labels) / len(self._labels),
                 "lr": lr,
-                "seconds": round(time.perf_counter() - start, 6),
+                "seconds": round(seconds, 6),
             }
             if result.grad_norm is not None:
                 row["grad_norm"] = result.grad_norm

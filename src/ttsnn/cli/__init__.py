@@ -27,6 +27,8 @@ COMMANDS = {
     "report": "count parameters and arithmetic of a network, dense and decomposed",
     "inspect": "list the kernels of a compiled network: rule, layers, share of the time",
     "eval": "accuracy and firing rates of a network on a dataset",
+    "train": "train a network on a dataset with compiled steps, with checkpoints that resume",
+    "gradcheck": "compare every parameter's gradient with PyTorch's autograd",
     "export": "write a network as ONNX",
     "targets": "list the targets that networks can be compiled to",
     "doctor": "check this installation",
