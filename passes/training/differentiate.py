@@ -77,10 +77,12 @@ class Differentiate:
             if s.role == "param" or (s.role == "input" and s.name in self.inputs)
         ]
         if not wanted:
-            raise PassError("Differentiate: the program has no parameter to train")
+            raise PassError(
+                "Differentiate: there is nothing to differentiate: no parameter, no input"
+            )
         outputs = [i for i, s in enumerate(roles.results) if s.role == "output"]
         for i in outputs:
-            VerifyDifferentiable(trainable or None, output=i)(mod)
+            VerifyDifferentiable([*trainable, *self.inputs], output=i)(mod)
         func, cotangents = _with_cotangents(graph, outputs)
         adjoint = gradient_of(func, [func.params[i] for i in wanted])
         split = _Split(adjoint, len(graph.args), len(graph.results))

@@ -35,7 +35,7 @@ def gradient_of(func: relax.Function, wrt: Sequence[relax.Var], target: int = 0)
     mod = tvm.IRModule({"main": _cut(func, wrt)})
     new = [mod["main"].params[list(func.params).index(v)] for v in wrt]
     adjoint = relax.transform.Gradient("main", new, target)(mod)["main_adjoint"]
-    return _without_no_grad(Graph.of(adjoint))
+    return _simplified(Graph.of(adjoint))
 
 
 def _is_no_grad(value: relax.Expr) -> bool:
@@ -79,9 +79,15 @@ def _cut(func: relax.Function, wrt: Sequence[relax.Var]) -> relax.Function:
     return e.build(body)
 
 
-def _without_no_grad(graph: Graph) -> Graph:
-    """The graph with ``no_grad(x)`` replaced by x."""
-    bindings = {
-        var: value.args[0] if _is_no_grad(value) else value for var, value in graph.bindings.items()
-    }
+def _simplified(graph: Graph) -> Graph:
+    """The graph with ``no_grad(x)`` replaced by x, and fields of known tuples by themselves."""
+    bindings: dict[relax.Var, relax.Expr] = {}
+    for var, value in graph.bindings.items():
+        if _is_no_grad(value):
+            value = value.args[0]
+        if isinstance(value, relax.TupleGetItem):
+            known = bindings.get(value.tuple_value, value.tuple_value)
+            if isinstance(known, relax.Tuple):
+                value = known.fields[value.index]
+        bindings[var] = value
     return Graph(graph.args, bindings, graph.results)
