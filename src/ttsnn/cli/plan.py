@@ -33,7 +33,6 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--rule",
         "--plan",
-        "--plan",
         default="vbmf",
         metavar="RULE",
         help="vbmf, paper, rank=R, ratio=X (parameters of each layer), energy=X (share kept), or "
