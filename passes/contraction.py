@@ -26,11 +26,13 @@ from ttsnn.passes.cpu.layer_config import Stage
 __all__ = [
     "CHAINS",
     "Contraction",
+    "Form",
     "chain_of",
     "contract",
     "contraction_graph",
     "form_text",
     "forms_of",
+    "groupings",
     "merge",
     "parse_form",
     "stage_macs",
@@ -40,6 +42,7 @@ Contraction = tuple[Stage, np.ndarray]
 """A stage and its weight [taps, Cin, Cout]."""
 
 Form = tuple[tuple[str, ...], ...]
+"""Groups of neighbouring cores, each merged into one."""
 
 CHAINS = {"stt": ("g1", "g2", "g3", "g4"), "ptt": ("g1", "cross", "g4"), "half": ("g1", "g4")}
 """Cores in order, for each kind of timestep: htt has ``ptt`` and ``half``."""
@@ -47,13 +50,17 @@ CHAINS = {"stt": ("g1", "g2", "g3", "g4"), "ptt": ("g1", "cross", "g4"), "half":
 
 def forms_of(kind: str) -> list[Form]:
     """All ways to merge neighbours of a chain: the unmerged chain first, the dense form last."""
-    chain = CHAINS[kind]
+    return groupings(CHAINS[kind])
+
+
+def groupings(chain: Sequence[str]) -> list[Form]:
+    """All ways to group neighbours: every name alone first, all together last."""
     cuts = range(1, len(chain))
     out = []
     for count in range(len(chain) - 1, -1, -1):
         for chosen in combinations(cuts, count):
             edges = [0, *chosen, len(chain)]
-            out.append(tuple(chain[a:b] for a, b in pairwise(edges)))
+            out.append(tuple(tuple(chain[a:b]) for a, b in pairwise(edges)))
     return out
 
 

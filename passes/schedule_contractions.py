@@ -11,9 +11,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from ttsnn.errors import PassError
 from ttsnn.ops import make_call, tt_conv_attrs_of
 from ttsnn.passes.contraction import (
+    Form,
     chain_of,
     contraction_graph,
     form_text,
@@ -21,6 +21,12 @@ from ttsnn.passes.contraction import (
     parse_form,
 )
 from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.linear_chain import (
+    linear_forms,
+    linear_steps,
+    merge_cores,
+    parse_linear_form,
+)
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import dims
 from ttsnn.passes.static_values import op_name
@@ -37,7 +43,10 @@ class CostModel(Protocol):
         """One stage of a convolution, for one image and timestep."""
 
     def matmul(self, rows: int, depth: int, columns: int) -> float:
-        """One product [rows, depth] · [depth, columns] outside a fused layer."""
+        """One product [rows, depth] · [depth, columns] as a kernel of its own."""
+
+    def permute(self, elements: int) -> float:
+        """A transpose of so many elements in memory."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleContractions")
@@ -45,14 +54,16 @@ class ScheduleContractions:
     """Choose the form of every TT layer by the target's cost model.
 
     ``tt.conv2d`` gets the attribute ``form`` (:mod:`ttsnn.passes.contraction`): ``kind=form``
-    for each kind of timestep, joined by ``;``. ``tt.linear`` whose cores cost more than the
-    dense product becomes ``matmul`` by the merged weight [n, m]; else it stays.
+    for each kind of timestep, joined by ``;``. ``tt.linear`` becomes what it is computed by:
+    ``matmul`` by the merged weight [n, m], or a transpose and ``matmul`` for each core or group
+    of neighbouring cores (:mod:`ttsnn.passes.linear_chain`). Rows with a symbolic size count as
+    one for each timestep.
 
     Args:
         cost: the target's cost model; the cheapest form wins, of equals the least merged.
         force: form of all TT convolutions, or of those named (layer → form) in place of the
-            cheapest: a form, ``chain`` or ``dense``; several kinds as ``ptt=…;half=…``. For
-            ``tt.linear`` ``chain`` or ``dense``.
+            cheapest: a form, ``chain`` or ``dense``; several kinds as ``ptt=…;half=…``. Cores of
+            ``tt.linear`` are called 0, 1, …: ``0*1|2``.
     """
 
     def __init__(self, cost: CostModel, force: str | Mapping[str, str] | None = None) -> None:
@@ -69,12 +80,15 @@ class _Chooser(BindingRewriter):
         super().__init__(mod)
         self.cost = cost
         self.force = force
+        self._merged: dict[relax.Expr, tuple[str, np.ndarray]] = {}  # tt.linear → name, weight
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr:
         if op_name(value) == "relax.tt.conv2d":
             return self._conv(value)
         if op_name(value) == "relax.tt.linear":
             return self._linear(value)
+        if op_name(value) == "relax.multiply":
+            return self._scaled(value)
         return self.get(value)
 
     def _conv(self, call: relax.Call) -> relax.Expr:
@@ -102,31 +116,54 @@ class _Chooser(BindingRewriter):
 
     def _linear(self, call: relax.Call) -> relax.Expr:
         cores = [self.static(a) for a in call.args[1:]]
-        if any(c is None for c in cores):
+        sizes = dims(call.args[0])
+        if any(c is None for c in cores) or sizes is None:
             return self.get(call)
         name = self._layer(call.args[1]).removesuffix(".cores")
+        rows = prod(s for s in sizes[:-1] if isinstance(s, int))
         wanted = self._forced(name)
-        ins, outs = prod(c.shape[2] for c in cores), prod(c.shape[1] for c in cores)
         if wanted is None:
-            dense = self.cost.matmul(1, ins, outs)
-            wanted = "dense" if dense <= self._linear_chain_cost(cores) else "chain"
-        if wanted == "chain":
-            return self.get(call)
-        if wanted != "dense":
-            raise PassError(f"layer {name}: tt.linear has forms chain and dense, not {wanted!r}")
-        weight = reconstruct_linear([c.astype(np.float64) for c in cores]).T
-        merged = self.fresh_param(f"{name}.weight_merged", weight.astype(cores[0].dtype))
-        return relax.op.matmul(self.get(call.args[0]), merged)
+            form = min(linear_forms(len(cores)), key=lambda f: self._linear_cost(cores, f, rows))
+        else:
+            form = parse_linear_form(wanted, len(cores), name)
+        x, dtype = self.get(call.args[0]), cores[0].dtype
+        if len(form) == 1:
+            weight = reconstruct_linear([c.astype(np.float64) for c in cores]).T
+            self._merged[call] = name, weight
+            return relax.op.matmul(x, self._weight(name, weight, dtype))
+        for i, step in enumerate(linear_steps(merge_cores(cores, form))):
+            weight = self.fresh_param(f"{name}.chain{i}", step.weight.astype(dtype))
+            x = self.emit(relax.op.reshape(x, relax.ShapeExpr(step.view(sizes[:-1]))))
+            x = self.emit(relax.op.permute_dims(x, step.axes))
+            x = self.emit(relax.op.reshape(x, relax.ShapeExpr(step.matrix(sizes[:-1]))))
+            x = self.emit(relax.op.matmul(x, weight))
+        return relax.op.reshape(x, relax.ShapeExpr(dims(call)))
 
-    def _linear_chain_cost(self, cores: list[np.ndarray]) -> float:
-        """Core by core from the first: the index m_k grows where n_k is summed away."""
-        total, done = 0.0, 1
-        left = prod(c.shape[2] for c in cores)
-        for core in cores:
-            r, m, n, r_next = core.shape
-            left //= n
-            total += self.cost.matmul(done * left, r * n, m * r_next)
-            done *= m
+    def _weight(self, name: str, value: np.ndarray, dtype: np.dtype) -> relax.Var:
+        return self.fresh_param(f"{name}.weight_merged", value.astype(dtype))
+
+    def _scaled(self, call: relax.Call) -> relax.Expr:
+        """A merged weight takes the scale of a batch norm after it, which cores could not."""
+        linear = self.definition(call.args[0])
+        scale = self.static(call.args[1])
+        if linear not in self._merged or self.uses[call.args[0]] != 1 or scale is None:
+            return self.get(call)
+        name, weight = self._merged[linear]
+        if scale.size != weight.shape[1] or scale.shape[-1] != scale.size:
+            return self.get(call)
+        weight = weight * scale.reshape(-1).astype(np.float64)
+        return relax.op.matmul(self.get(linear.args[0]), self._weight(name, weight, scale.dtype))
+
+    def _linear_cost(self, cores: list[np.ndarray], form: Form, rows: int) -> float:
+        ins, outs = prod(c.shape[2] for c in cores), prod(c.shape[1] for c in cores)
+        if len(form) == 1:
+            return self.cost.matmul(rows, ins, outs)
+        # what follows, a scale and a neuron, does not fuse with a chain
+        total = 2 * self.cost.matmul(rows, 0, outs)
+        for step in linear_steps(merge_cores(cores, form)):
+            depth, columns = step.weight.shape
+            total += self.cost.permute(rows * step.others * depth)
+            total += self.cost.matmul(rows * step.others, depth, columns)
         return total
 
     def _layer(self, param: relax.Expr) -> str:

@@ -7,6 +7,8 @@ from ttsnn.errors import PassError
 from ttsnn.ops import tt_conv2d, tt_conv_attrs_of, tt_linear
 from ttsnn.passes import ScheduleContractions
 from ttsnn.passes.cpu.cost import CpuCost
+from ttsnn.passes.linear_chain import linear_forms
+from ttsnn.passes.schedule_contractions import _Chooser
 from ttsnn.program import params_of
 from ttsnn.tt import reconstruct_linear
 
@@ -67,20 +69,73 @@ def test_a_form_can_be_forced() -> None:
         ScheduleContractions(cost, "sideways")(mod)
 
 
-@pytest.mark.parametrize(("rank", "dense"), [(1, False), (16, True)])
-def test_linear_is_merged_where_that_is_cheaper(rank: int, dense: bool) -> None:
-    params = {
-        "fc.cores.0": RNG.normal(size=(1, 32, 32, rank)),
-        "fc.cores.1": RNG.normal(size=(rank, 16, 16, 1)),
-    }
-    mod = program((2, 512), params, lambda bb, x, w: bb.emit(tt_linear(x, *w.values())))
-    after = ScheduleContractions(CpuCost())(mod)
-    assert op_names(after) == (["matmul"] if dense else ["tt.linear"])
-    x = RNG.normal(size=(2, 512))
-    want = x @ reconstruct_linear(list(params.values())).T
-    np.testing.assert_allclose(run(after, x)[0], want, rtol=1e-11, atol=1e-11)
-    forced = ScheduleContractions(CpuCost(), "chain" if dense else "dense")(mod)
-    assert op_names(forced) == (["tt.linear"] if dense else ["matmul"])
+def tt_linear_program(lead, outs, ins, ranks, after=None, **scales):
+    """One TT linear layer with random cores as a program, and its dense weight."""
+    edges = (1, *ranks, 1)
+    shapes = [(a, m, n, b) for a, m, n, b in zip(edges, outs, ins, edges[1:])]
+    cores = {f"fc.cores.{i}": RNG.normal(size=s) for i, s in enumerate(shapes)}
+
+    def body(bb, x, w):
+        y = bb.emit(tt_linear(x, *(w[name] for name in cores)))
+        return y if after is None else after(bb, y, w)
+
+    mod = program((*lead, int(np.prod(ins))), cores | scales, body)
+    return mod, reconstruct_linear(list(cores.values()))
+
+
+FORMS = ("chain", "0|1|2", "0*1|2", "0|1*2", "dense", None)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("lead", [(1,), (3, 2), ("n",)])
+def test_linear_in_every_form(form: str | None, lead: tuple) -> None:
+    mod, weight = tt_linear_program(lead, (2, 5, 3), (3, 1, 4), (2, 3))
+    after = ScheduleContractions(CpuCost(), form)(mod)
+    products = {"chain": 3, "0|1|2": 3, "0*1|2": 2, "0|1*2": 2, "dense": 1, None: 1}[form]
+    assert op_names(after).count("matmul") == products
+    assert "tt.linear" not in op_names(after)
+    x = RNG.normal(size=(*(4 if s == "n" else s for s in lead), 12))
+    np.testing.assert_allclose(run(after, x)[0], x @ weight.T, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "rank", "products"),
+    [
+        (4, 16, 4, 1),  # small: calls cost more than arithmetic
+        (4, 64, 4, 2),  # 16 million weights
+        (256, 16, 256, 1),  # cores larger than the weight
+        (2048, 16, 1, 2),  # many rows: arithmetic counts
+    ],
+)
+def test_linear_is_merged_where_that_is_cheaper(rows, size, rank, products) -> None:
+    cost = CpuCost()
+    cores = [np.zeros((1, size, size, rank)), np.zeros((rank, size, size, 1))]
+    chooser = _Chooser(program((1, 1), {}, lambda bb, x, w: x), cost, None)
+    forms = linear_forms(2)
+    best = min(forms, key=lambda f: chooser._linear_cost(cores, f, rows))
+    assert len(best) == products
+
+
+def test_a_merged_weight_takes_the_scale_after_it() -> None:
+    from tvm import relax
+
+    scale = RNG.normal(size=6)
+
+    def scaled(bb, y, w):
+        return bb.emit(relax.op.multiply(y, w["bn.scale"]))
+
+    mod, weight = tt_linear_program((2, 3), (2, 3), (4, 2), (2,), scaled, **{"bn.scale": scale})
+    x = RNG.normal(size=(2, 3, 8))
+    for form, names in (("dense", ["matmul"]), ("chain", None)):
+        after = ScheduleContractions(CpuCost(), form)(mod)
+        assert names is None or op_names(after) == names
+        np.testing.assert_allclose(run(after, x)[0], x @ weight.T * scale, rtol=1e-11, atol=1e-11)
+
+
+def test_unknown_forms_of_linear_layers_are_refused() -> None:
+    mod, _ = tt_linear_program((1,), (2, 2), (2, 2), (2,))
+    with pytest.raises(PassError, match=r"fc: tt\.linear with 2 cores .* not '0\|2'"):
+        ScheduleContractions(CpuCost(), "0|2")(mod)
 
 
 def test_other_layers_are_left_alone() -> None:
