@@ -36,10 +36,10 @@ class AppendLoss:
         """Apply the pass."""
         main = mod["main"]
         graph = Graph.of(main)
-        if not 0 <= self.output < len(graph.results):
+        count = len(graph.results) - len(batch_norm_info(mod).updates)
+        if not 0 <= self.output < count:
             raise PassError(
-                f"AppendLoss: result {self.output} is asked for, the program has "
-                f"{len(graph.results)}"
+                f"AppendLoss: result {self.output} is asked for, the program has {count}"
             )
         logits = graph.results[self.output]
         env = fresh_vars(main.params)
