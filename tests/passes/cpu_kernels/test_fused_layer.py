@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tvm
+from tvm.target import codegen
 
 from ttsnn.errors import PassError
 from ttsnn.passes.cpu.isa import AVX2, AVX512, GENERIC, isa_of
@@ -165,6 +166,38 @@ def test_plain_weights_and_targets(target):
         target=tvm.target.Target(target),
         packed=False,
     )
+
+
+HOST = tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
+on_avx512 = pytest.mark.skipif(isa_of(HOST) != AVX512, reason="this machine has no AVX-512")
+
+
+@on_avx512
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        layer(chain((1, 1), (3, 13, 9, 22), TT)),
+        layer(chain((4, 4), (16, 24, 24, 64), TT), T=2, residual=True),
+        layer(chain((5, 7), (6, 40, 17, 130), TT), emit=("membrane", "spikes")),
+        layer(chain((7, 9), (5, 6, 6, 20), TT, {1: (2, 2)})),
+        layer(chain((6, 5), (4, 6, 3, 5, 8), (POINT, COLUMN, ROW, POINT), {1: (2, 1), 2: (1, 2)})),
+        layer(chain((9, 6), (3, 33), (SQUARE,), {0: (2, 2)}), lif=None),
+        layer(chain((8, 8), (3, 64), (SQUARE,)), T=4, x_T=1, v0=True, emit=("v_last", "spikes")),
+        layer(
+            chain((3, 33), (4, 3, 3, 19), TT),
+            T=4,
+            half=chain((3, 33), (4, 3, 19), (POINT, POINT)),
+            timesteps=2,
+            emit=("spikes", "v_last"),
+        ),
+    ],
+    ids=["one pixel", "block", "wide", "strided", "stt", "dense", "stem", "htt"],
+)
+def test_avx512(config, dtype, symbolic):
+    """512-bit vectors: other tiles, panels and tails than those of the tests above."""
+    check(replace(config, dtype=dtype), batch=3, target=HOST, symbolic=symbolic)
 
 
 def test_isa_from_target():
