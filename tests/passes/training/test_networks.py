@@ -54,10 +54,12 @@ def check(tools, build, mode, T, batch, events=False, tol=1e-9):
     assert {n for r, n in results if r == "buffer"} == set(buffers)
     for name, buffer in buffers.items():
         assert tools.error(results["buffer", name], buffer) <= 1e-12, name
-    print(mode, max(errors.values()))
 
 
-@pytest.mark.parametrize(("mode", "T", "batch"), [("dense", 2, 5), ("stt", 1, 2), ("htt", 3, 2)])
+@pytest.mark.parametrize(
+    ("mode", "T", "batch"),
+    [("dense", 2, 5), ("htt", 3, 2), pytest.param("stt", 1, 2, marks=pytest.mark.slow)],
+)
 def test_resnet(tools, mode, T, batch):
     check(tools, resnet, mode, T, batch)
 
@@ -72,6 +74,7 @@ def test_mlp(tools, mode, T, batch):
     check(tools, mlp, mode, T, batch)
 
 
+@pytest.mark.slow
 def test_event_frames_with_max_pooling(tools):
     check(tools, lambda T: resnet(T, downsample="maxpool"), "ptt", 2, 2, events=True)
 

@@ -101,7 +101,13 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+SLOW = ("sgd", "nesterov", "adam_low_beta")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in OPTIMIZERS],
+)
 def test_twenty_steps(tools, name):
     """With a learning rate that changes, from one compiled step."""
     ours, make = OPTIMIZERS[name]
