@@ -37,8 +37,10 @@ FINAL_UNIT = 4096
 """Elements of the result that a unit of the final sum adds up."""
 
 
-def weight_grad(stage: Stage, images: int, dtype: str, isa: Isa, units: int) -> PrimFunc:
-    """The function (x [1, images, H, W, Cin], dy [1, images, Ho, Wo, Cout], dw [taps, Cin, Cout]).
+def weight_grad(
+    stage: Stage, images: int, dtype: str, isa: Isa, units: int, rows: int | None = None
+) -> PrimFunc:
+    """The function (x [1, images, H, W, Cin], dy [1, images, Ho, Wo, Cout], dw [taps, rows, Cout]).
 
     Args:
         stage: the forward convolution.
@@ -46,18 +48,22 @@ def weight_grad(stage: Stage, images: int, dtype: str, isa: Isa, units: int) -> 
         dtype: ``"float32"`` or ``"float64"``.
         isa: vector width and registers.
         units: how many units of parallel work; a multiple of the threads is best.
+        rows: only the first so many input channels; None for all.
     """
-    return _WeightGrad(stage, images, dtype, isa, units).function()
+    return _WeightGrad(stage, images, dtype, isa, units, rows).function()
 
 
 class _WeightGrad:
-    def __init__(self, stage: Stage, images: int, dtype: str, isa: Isa, units: int) -> None:
+    def __init__(
+        self, stage: Stage, images: int, dtype: str, isa: Isa, units: int, rows: int | None
+    ) -> None:
         self.full, self.images, self.dtype = stage, images, dtype
         self.stage = stage = _flattened(stage)
         self.lanes = isa.lanes(dtype)
         self.body = Body()
         (self.height, self.width), (self.ho, self.wo) = stage.in_size, stage.out_size
-        self.cin, self.cout = stage.in_channels, stage.out_channels
+        self.cin, self.cout = rows or stage.in_channels, stage.out_channels
+        self.pixel = stage.in_channels
         self.size = len(stage.taps) * self.cin * self.cout
         found = panels(self.cout, self.lanes, panel_vectors(isa))
         self.panels = [(a, min(n, self.cout - a)) for a, n in found]
@@ -78,7 +84,7 @@ class _WeightGrad:
     def function(self) -> PrimFunc:
         b, full = self.body, self.full
         shapes = (
-            (1, self.images, *full.in_size, self.cin),
+            (1, self.images, *full.in_size, self.pixel),
             (1, self.images, *full.out_size, self.cout),
             (len(full.taps), self.cin, self.cout),
         )
@@ -96,7 +102,7 @@ class _WeightGrad:
             self._unit(unit)
         if self.row_units > 1:
             self._final_sum()
-        macs = self.images * stage_macs(self.full)
+        macs = self.images * stage_macs(replace(self.full, in_channels=self.cin))
         return finished(b, params, "weight_grad", macs)
 
     def _unit(self, unit: Expr) -> None:
@@ -185,14 +191,14 @@ class _WeightGrad:
         with b.loop(n1 - n0, "n") as n, b.loop(y1 - y0, "y") as y:
             image, row = n0 + n, y0 + y
             pixel = ((image * self.height + row * sh + dh) * self.width) + x0 * sw + dw
-            x_at = b.bind(pixel * self.cin + ci, "x_at")
+            x_at = b.bind(pixel * self.pixel + ci, "x_at")
             pixel = (image * self.ho + row) * self.wo + x0
             dy_at = b.bind(pixel * self.cout + co, "dy_at")
             with b.loop(columns, "x") as x:
                 here = dy_at + x * self.cout
                 loaded = [b.bind(load(self.dy, vector(here + c, n_)), "g") for c, n_ in acc.vectors]
                 with acc.pixels() as p:
-                    a = b.bind(load(self.x, x_at + x * (sw * self.cin) + p[2]), "a")
+                    a = b.bind(load(self.x, x_at + x * (sw * self.pixel) + p[2]), "a")
                     for (c, n_), g in zip(acc.vectors, loaded):
                         acc.set(acc.get(p, c, n_) + splat(a, self.dtype, n_) * g, p, c, n_)
         with acc.pixels() as p:

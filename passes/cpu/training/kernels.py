@@ -111,10 +111,11 @@ class TrainingKernels:
     def conv_weight_grads(self, link: Link, x: relax.Var, dy: relax.Var) -> list[relax.Var]:
         """Gradients of the link's parameters, in the order of ``link.sources``."""
         stage, dtype, images = link.stage, _dtype(x), dims(x)[1]
-        channels = (stage.in_channels, stage.out_channels)
+        # channels beyond a rank are zero
+        channels = (link.weight.channels[0], stage.out_channels)
         (dw,) = self.call(
-            ("weight_grad", stage, images, dtype),
-            lambda: weight_grad(stage, images, dtype, self.isa, self.units),
+            ("weight_grad", stage, images, dtype, channels[0]),
+            lambda: weight_grad(stage, images, dtype, self.isa, self.units, channels[0]),
             [x, dy],
             [(len(stage.taps), *channels)],
             dtype,

@@ -56,6 +56,14 @@ def test_weight_grad(tools, name, dtype):
     assert np.abs(dw - want).max() <= tol * np.abs(want).max()
 
 
+def test_some_input_channels(tools):
+    stage, images, units = CASES["several strips"]
+    x, dy, dw = operands(stage, images, "float64")
+    dw = np.ascontiguousarray(dw[:, :5])
+    tools.run(weight_grad(stage, images, "float64", tools.isa, units, 5), x, dy, dw)
+    np.testing.assert_allclose(dw, oracle(stage, x, dy)[:, :5], rtol=0, atol=1e-11)
+
+
 def test_same_bits_every_time(tools):
     stage = Stage(CROSS, (16, 16), (16, 16), 8, 24)
     x, dy, dw = operands(stage, 32, "float32")
