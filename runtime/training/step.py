@@ -47,6 +47,14 @@ class TrainState:
         """Values of some roles by name, over the same memory."""
         return {n: np.from_dlpack(v) for (role, n), v in self.values.items() if role in roles}
 
+    def not_finite(self, *roles: str) -> str | None:
+        """Name of a value of these roles that holds NaN or infinity; None without."""
+        names = [k for k in self.values if k[0] in roles]
+        # one pass over each: NaN and infinity survive a sum
+        sums = torch.stack([to_torch(self.values[k]).sum(dtype=torch.float64) for k in names])
+        wrong = (~torch.isfinite(sums)).nonzero()
+        return names[int(wrong[0])][1] if len(wrong) else None
+
 
 @dataclass(frozen=True)
 class StepResult:

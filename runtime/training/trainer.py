@@ -230,7 +230,8 @@ class Trainer:
         Interrupted (Ctrl-C), it saves a checkpoint and raises KeyboardInterrupt.
 
         Raises:
-            DataError: a loss that is no number, a label out of range; the last checkpoint stays.
+            DataError: a loss or weight that is no number, a label out of range; the last
+                checkpoint stays.
         """
         log = self._open_log()
         last: StepResult | None = None
@@ -263,8 +264,8 @@ class Trainer:
         """One update on the next batch.
 
         Raises:
-            DataError: the loss is no number (the state stays as it was), or a label is out of
-                range.
+            DataError: the loss or a weight is no number any more (the state stays as it was), or
+                a label is out of range.
         """
         state = self._state
         indices = self.order.indices(state.step)
@@ -278,6 +279,13 @@ class Trainer:
             raise DataError(
                 f"the loss is {result.loss} at update {state.step + 1}; {self._last_good()}; try a "
                 "smaller lr, or clip_norm"
+            )
+        # a spike hides NaN (it is not above the threshold), so a finite loss alone proves nothing
+        wrong = new.not_finite("param", "buffer")
+        if wrong is not None:
+            raise DataError(
+                f"{wrong} is not finite after update {state.step + 1} (loss {result.loss:g}); "
+                f"{self._last_good()}; look for NaN in the data, or try a smaller lr or clip_norm"
             )
         self._labels = labels
         self._state = new
