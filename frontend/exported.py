@@ -159,19 +159,25 @@ def symbol_names(ep: ExportedProgram) -> dict[str, str]:
     return {s: f"n{i or ''}" for i, s in enumerate(dict.fromkeys(symbols))}
 
 
-def from_exported(ep: ExportedProgram, what: str = "the model", T: int | None = None) -> Any:
+def from_exported(
+    ep: ExportedProgram,
+    what: str = "the model",
+    T: int | None = None,
+    batch_axis: int | None = None,
+) -> Any:
     """Translate an exported program.
 
     Args:
         ep: exported in eval mode; decomposed here.
         what: how messages call the model.
         T: number of timesteps for the meta data; by default that of the neurons, if they agree.
+        batch_axis: axis of the batch in the first input, for the meta data, where it is known.
 
     Returns:
         The program: an ``IRModule`` as :mod:`ttsnn.program` describes, with the module attribute
         ``ttsnn.meta``, JSON of ``{"inputs": […], "outputs": […], "state": [{"input", "output",
-        "initial"}], "T", "buffers"}``; ``initial`` is the number that fills a state before the
-        first call, ``buffers`` names the parameters that are no parameters in PyTorch.
+        "initial"}], "T", "buffers", "batch_axis"}``; ``initial`` is the number that fills a state
+        before the first call, ``buffers`` names the parameters that are no parameters in PyTorch.
 
     Raises:
         ModelImportError: with every operator that cannot be imported.
@@ -207,10 +213,12 @@ def from_exported(ep: ExportedProgram, what: str = "the model", T: int | None = 
     func = t.bb.get()["main"].with_attr("num_input", len(sig.inputs) + len(sig.states))
     params = {public: _numpy(public, sig.values[name]) for name, public in sig.params.items()}
     mod = relax.transform.DeadCodeElimination(["main"])(make_program(func, params))
-    steps = set(t.timesteps)
+    seen = set(t.timesteps)
     # single steps in a loop say nothing about how many there are
-    steps = next(iter(steps)) if len(steps) == 1 and (steps != {1} or T is None) else T
+    steps = next(iter(seen)) if len(seen) == 1 and (seen != {1} or T is None) else T
     meta = _meta(mod["main"], ep, sig, steps)
+    if batch_axis is not None:
+        meta["batch_axis"] = batch_axis
     return mod.with_attr(META, json.dumps(meta))
 
 

@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 from ttsnn.errors import ModelImportError
 from ttsnn.frontend.exported import from_exported
 from ttsnn.frontend.pt2 import load_pt2
-from ttsnn.frontend.trace import export_module
+from ttsnn.frontend.trace import batch_axis, example_of, export_module
+from ttsnn.models.time_axis import timesteps_of
 
 __all__ = ["import_model"]
 
@@ -44,7 +45,7 @@ def import_model(
         :mod:`ttsnn.program`. The module attribute ``ttsnn.meta`` is JSON with ``inputs`` and
         ``outputs`` (see :class:`ttsnn.specs.TensorSpec`), ``state`` (``input``: its name,
         ``output``: index of its next value, ``initial``: the number that it starts from) and
-        ``T``.
+        ``T``; of a module also ``batch_axis``.
 
     Raises:
         ModelImportError: with everything that cannot be imported, by layer and source line.
@@ -59,8 +60,10 @@ def import_model(
         ep = export_module(
             source, example, dynamic_batch=dynamic_batch, batch_dim=batch_dim, dtype=dtype
         )
-        steps = getattr(source, "T", None)
-        return from_exported(ep, type(source).__name__, steps if isinstance(steps, int) else None)
+        if batch_dim is None:
+            first = next(a for a in example_of(source, example) if isinstance(a, torch.Tensor))
+            batch_dim = batch_axis(source, first)
+        return from_exported(ep, type(source).__name__, timesteps_of(source), batch_dim)
     if isinstance(source, ExportedProgram):
         return _from_exported(source, "the exported program", dynamic_batch, dtype)
     if isinstance(source, str | os.PathLike):

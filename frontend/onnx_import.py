@@ -26,7 +26,7 @@ from ttsnn.errors import ModelImportError, TTSNNError
 from ttsnn.frontend.describe import quiet
 from ttsnn.frontend.onnx_graph import DOMAIN, require_onnx
 from ttsnn.lif_attrs import LifAttrs
-from ttsnn.ops.types import dims
+from ttsnn.ops.types import dims, known_dims
 from ttsnn.program import make_program
 from ttsnn.specs import TensorSpec
 
@@ -253,7 +253,7 @@ def _lif(importer: Any, inputs: list[Any], attrs: dict) -> relax.Expr:
     else:
         known = {f.name for f in fields(LifAttrs)}
         a = LifAttrs.from_dict({k: v for k, v in attrs.items() if k in known})
-    sizes = dims(x.ty)
+    sizes = known_dims("snn.lif", "x", x.ty)
     if attrs.get("has_v0"):
         v0, *rest = rest
     else:
@@ -289,9 +289,10 @@ def _avg_pool2d(importer: Any, inputs: list[Any], attrs: dict) -> relax.Expr:
 def _expand(importer: Any, inputs: list[Any], attrs: dict) -> relax.Expr | None:
     """ONNX Expand keeps a size where the shape says 1; TVM's own fails on symbolic sizes."""
     x, shape = inputs
-    if not isinstance(shape, tvm.ir.GenericConst) or dims(x.ty) is None:
+    old = dims(x.ty)
+    if not isinstance(shape, tvm.ir.GenericConst) or old is None:
         return None
-    old, new = dims(x.ty), [int(s) for s in shape.value.numpy()]
+    new = [int(s) for s in shape.value.numpy()]
     rank = max(len(old), len(new))
     old, new = [1] * (rank - len(old)) + old, [1] * (rank - len(new)) + new
     target = [o if n == 1 else n for o, n in zip(old, new, strict=True)]
@@ -301,9 +302,10 @@ def _expand(importer: Any, inputs: list[Any], attrs: dict) -> relax.Expr | None:
 def _reshape(importer: Any, inputs: list[Any], attrs: dict) -> relax.Expr | None:
     """Reshape with the unknown size worked out, so that ``n`` stays simple."""
     x, shape = inputs
-    if not isinstance(shape, tvm.ir.GenericConst) or dims(x.ty) is None:
+    old = dims(x.ty)
+    if not isinstance(shape, tvm.ir.GenericConst) or old is None:
         return None
-    old, new = dims(x.ty), [int(s) for s in shape.value.numpy()]
+    new = [int(s) for s in shape.value.numpy()]
     if attrs.get("allowzero"):
         return None
     target: list[Any] = [old[i] if s == 0 else s for i, s in enumerate(new)]
@@ -357,4 +359,5 @@ def _meta(main: relax.Function, model: Any, steps: set[int]) -> dict:
         "state": state,
         "T": next(iter(steps)) if len(steps) == 1 else known.get("T"),
         "buffers": known.get("buffers", []),
+        **{k: known[k] for k in ("batch_axis",) if k in known},
     }

@@ -9,11 +9,29 @@ from torch import Tensor, nn
 
 from ttsnn.errors import ModelImportError
 
-__all__ = ["TIME_EXECUTIONS", "SpikingNetwork", "TimeModule", "set_time_execution"]
+__all__ = [
+    "TIME_EXECUTIONS",
+    "TIME_NAMES",
+    "SpikingNetwork",
+    "TimeModule",
+    "set_time_execution",
+    "timesteps_of",
+]
 
 TIME_EXECUTIONS = ("folded", "loop")
+TIME_NAMES = ("T", "timesteps", "time_steps", "num_steps", "n_steps", "num_timesteps")
+"""Attributes that networks keep their number of timesteps in."""
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def timesteps_of(module: nn.Module) -> int | None:
+    """T as the network says it in one of :data:`TIME_NAMES`; None where it doesn't."""
+    for name in TIME_NAMES:
+        value = getattr(module, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
 
 
 class TimeModule(nn.Module):

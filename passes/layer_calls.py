@@ -93,16 +93,21 @@ def _classify(value: relax.Expr, bound: dict) -> tuple[str, relax.Expr, bool] | 
 
 def network_steps(mod: tvm.IRModule) -> int | None:
     """T of the program's attribute ``ttsnn.meta``; None where it is not said."""
-    if mod.attrs is None or "ttsnn.meta" not in mod.attrs:
-        return None
-    steps = json.loads(str(mod.attrs["ttsnn.meta"])).get("T")
+    steps = _meta(mod).get("T")
     return None if steps is None else int(steps)
+
+
+def _meta(mod: tvm.IRModule) -> dict[str, Any]:
+    if mod.attrs is None or "ttsnn.meta" not in mod.attrs:
+        return {}
+    return json.loads(str(mod.attrs["ttsnn.meta"]))
 
 
 def sizes_for_one_sample(mod: tvm.IRModule) -> tuple[int, Callable[[Any], int]]:
     """The static batch N of the program (1 if symbolic), and a function that evaluates sizes.
 
-    Inputs are [N, C, H, W] (or [N, C]) or, with time, [T, N, C, H, W] (or [T, N, C]). A
+    ``ttsnn.meta`` may say which axis of the first input that is (``batch_axis``). Otherwise
+    inputs are [N, C, H, W] (or [N, C]) or, with time, [T, N, C, H, W] (or [T, N, C]). A
     symbolic batch is evaluated as 1.
     """
     main = mod["main"]
@@ -117,5 +122,9 @@ def sizes_for_one_sample(mod: tvm.IRModule) -> tuple[int, Callable[[Any], int]]:
         return size if isinstance(size, int) else int(analyzer.simplify(size))
 
     first = next((s for s in shapes if s), None)
-    batch = 1 if first is None else evaluate(first[len(first) % 2 if len(first) > 1 else 0])
-    return batch, evaluate
+    if first is None:
+        return 1, evaluate
+    axis = _meta(mod).get("batch_axis")
+    if axis is None or not 0 <= axis < len(first):
+        axis = len(first) % 2 if len(first) > 1 else 0
+    return evaluate(first[axis]), evaluate

@@ -212,8 +212,13 @@ def import_source(
         given = source.module
         if example is None:
             example = source.example(batch, dtype or "float32", source.options.seed)
-    mod = import_model(given, example=example, dynamic_batch=dynamic_batch, dtype=dtype)
-    return mod
+    return import_model(
+        given,
+        example=example,
+        dynamic_batch=dynamic_batch,
+        dtype=dtype,
+        batch_dim=source.input.batch_axis if source.input is not None else None,
+    )
 
 
 def make_plan(mod: tvm.IRModule, plan: Any, mode: str = "ptt") -> Any:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["InputShape", "ModelOptions", "ModelSource", "parse_input_shape", "resolve"]
 
 _FILE_KINDS = {".pt2": "pt2", ".onnx": "onnx", ".ttsnn": "ttsnn"}
-_TIME_NAMES = ("T", "timesteps", "time_steps", "num_steps", "n_steps", "num_timesteps")
 _GUESSED_SIZES = (32, 28, 48, 64, 128, 224, 8, 16)
 _DEFAULT_DATASET = "cifar10"
 
@@ -242,6 +241,8 @@ def _from_factory(text: str, options: ModelOptions, probe: bool) -> ModelSource:
 
 def _factory_arguments(factory: Any, options: ModelOptions) -> dict[str, Any]:
     """What to call a factory with: what the user said, and what it requires."""
+    from ttsnn.models.time_axis import TIME_NAMES
+
     spec = _dataset(options)
     said = {
         "T": options.timesteps,
@@ -256,7 +257,7 @@ def _factory_arguments(factory: Any, options: ModelOptions) -> dict[str, Any]:
         "num_classes": spec.classes,
     }
     aliases = {
-        **dict.fromkeys(_TIME_NAMES, "T"),
+        **dict.fromkeys(TIME_NAMES, "T"),
         **dict.fromkeys(("image_size", "img_size", "input_size", "resolution"), "image_size"),
         **dict.fromkeys(("in_channels", "in_chans", "input_channels", "channels"), "in_channels"),
         **dict.fromkeys(("num_classes", "n_classes", "num_class", "classes"), "num_classes"),
@@ -308,16 +309,10 @@ def _finish(
     return ModelSource(name, "module", module, None, shape, options, trained)
 
 
-def _time_of(module: Any) -> int | None:
-    for name in _TIME_NAMES:
-        value = getattr(module, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
-
-
 def _input_of(name: str, module: Any, options: ModelOptions) -> InputShape:
     """The input that the network takes: said by the user, by its attributes, or found by trial."""
+    from ttsnn.models.time_axis import timesteps_of
+
     _set_time(name, module, options)
     if options.input_shape is not None:
         error = _failure(module, options.input_shape)
@@ -331,7 +326,7 @@ def _input_of(name: str, module: Any, options: ModelOptions) -> InputShape:
         sizes = tuple(int(s) for s in declared)
         if options.image_size is not None and len(sizes) == 3:
             sizes = (sizes[0], options.image_size, options.image_size)
-        time = _time_of(module)
+        time = timesteps_of(module)
         static = bool(getattr(module, "static_input", True)) or time is None
         shape = InputShape((0, *sizes), 0) if static else InputShape((time or 1, 0, *sizes), 1)
         error = _failure(module, shape)
@@ -356,10 +351,12 @@ def _input_of(name: str, module: Any, options: ModelOptions) -> InputShape:
 
 def _set_time(name: str, module: Any, options: ModelOptions) -> None:
     """Honour ``--timesteps`` on a network whose factory took none, where it has the attribute."""
-    if options.timesteps is None or _time_of(module) in (None, options.timesteps):
+    from ttsnn.models.time_axis import TIME_NAMES, timesteps_of
+
+    if options.timesteps is None or timesteps_of(module) in (None, options.timesteps):
         return
     for part in module.modules():
-        for attribute in _TIME_NAMES:
+        for attribute in TIME_NAMES:
             if isinstance(vars(part).get(attribute), int):
                 setattr(part, attribute, options.timesteps)
 
@@ -369,7 +366,9 @@ def _candidates(module: Any, options: ModelOptions) -> Iterator[InputShape]:
     import torch
     from torch import nn
 
-    time = options.timesteps or _time_of(module) or _dataset(options).T
+    from ttsnn.models.time_axis import timesteps_of
+
+    time = options.timesteps or timesteps_of(module) or _dataset(options).T
     first = next(
         (
             m
