@@ -317,7 +317,7 @@ def _operand_meta(value: Any) -> Any:
 def _common_dtype(t: Translator) -> str:
     """dtype in which PyTorch compares the current node's two operands."""
     metas = []
-    for arg in t.node.args[:2]:
+    for arg in t.current.args[:2]:
         metas.append(_operand_meta(t.val(arg) if isinstance(arg, torch.fx.Node) else arg))
     return dtype_name(torch.result_type(*metas))
 
@@ -450,7 +450,7 @@ def _scalar_tensor(t: Translator, value: Any, *_: Any) -> relax.Expr:
 
 @_register("arange.start_step", "arange.default", "arange.start")
 def _arange(t: Translator, *args: Any) -> relax.Expr:
-    numbers = [a for a in t.node.args if isinstance(a, int | float)]
-    if len(numbers) != len(t.node.args):
+    numbers = [a for a in t.current.args if isinstance(a, int | float)]
+    if len(numbers) != len(t.current.args):
         raise Unsupported("arange over a size that varies with the batch")
     return t.const(torch.arange(*numbers, dtype=torch.float64).numpy(), t.out_dtype)

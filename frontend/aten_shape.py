@@ -89,8 +89,9 @@ def _unsqueeze(t: Translator, x: relax.Expr, dim: int) -> relax.Expr:
 
 @_register("squeeze.default", "squeeze.dim", "squeeze.dims")
 def _squeeze(t: Translator, x: relax.Expr, *_: Any) -> relax.Expr:
-    sizes, dims = sizes_of(x), t.node.args[1:]
-    wanted = range(len(sizes)) if not dims else np.atleast_1d(dims[0]) % max(len(sizes), 1)
+    sizes = sizes_of(x)
+    given: list[Any] = list(t.current.args[1:])  # an int or a list of them, or nothing
+    wanted = range(len(sizes)) if not given else np.atleast_1d(given[0]) % max(len(sizes), 1)
     axes = [int(d) for d in wanted if sizes and isinstance(sizes[d], int) and sizes[d] == 1]
     return t.emit(relax.op.squeeze(x, axes)) if axes else x
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from tvm import relax
 
 from ttsnn import ops
 from ttsnn.frontend.translate import Translator
 
 __all__ = ["CONVERTERS"]
+
+
+def _arguments(t: Translator) -> list[str]:
+    """Names of the arguments of the operator that is being translated."""
+    target = t.current.target
+    assert isinstance(target, torch._ops.OpOverload)  # the converters here are for no others
+    return [a.name for a in target._schema.arguments]
 
 
 def _lif(
@@ -22,7 +30,7 @@ def _lif(
     *attrs: Any,
 ) -> list[relax.Expr]:
     """A missing v0 is zero, written as ``R.zeros`` so that passes see it."""
-    names = [a.name for a in t.node.target._schema.arguments[4:]]
+    names = _arguments(t)[4:]
     given = dict(zip(names, attrs, strict=True))
     dtype = str(x.ty.dtype)
     if v0 is None:
@@ -37,7 +45,7 @@ def _lif(
 
 
 def _tt_conv2d(t: Translator, x: relax.Expr, *args: Any) -> relax.Expr:
-    names = [a.name for a in t.node.target._schema.arguments[5:]]
+    names = _arguments(t)[5:]
     return t.emit(ops.tt_conv2d(x, *args[:4], **dict(zip(names, args[4:], strict=True))))
 
 

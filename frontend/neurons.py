@@ -51,6 +51,8 @@ class SwappedLIF(nn.Module):
         w: SpikingJelly's PLIF parameter, sigmoid(w) = 1/tau.
     """
 
+    w: nn.Parameter | None
+
     def __init__(self, attrs: LifAttrs, v_start: float = 0.0, w: Tensor | None = None) -> None:
         super().__init__()
         self.attrs, self.v_start = attrs, v_start
@@ -81,6 +83,9 @@ class SteppedLIF(SwappedLIF):
         beta, threshold: tensors that replace decay (clamped to 0…1) and threshold, or None.
         returns: ``"spikes"``, or ``"both"`` for (spikes, membrane), as snnTorch does.
     """
+
+    beta: nn.Parameter | None
+    threshold: nn.Parameter | None
 
     def __init__(
         self,
@@ -234,7 +239,7 @@ for _module in ("neuron", "neuron.integrate_and_fire", "neuron.lif", "neuron.pli
 
 # -- snnTorch -----------------------------------------------------------------------------------
 
-_MECHANISMS = {
+_MECHANISMS: dict[int, dict[str, Any]] = {
     0: {"reset": "soft", "reset_timing": "after_decay"},
     1: {"reset": "hard", "reset_timing": "before_decay"},
     2: {"reset": "none"},
@@ -247,24 +252,25 @@ def _snntorch_leaky(m: Any) -> nn.Module | None:
     if not plain or not bool((graded == 1).all()):
         return None
     beta, threshold = torch.as_tensor(m.beta).detach(), torch.as_tensor(m.threshold).detach()
-    tensors = {
-        "beta": beta if beta.numel() > 1 or isinstance(m.beta, nn.Parameter) else None,
-        "threshold": threshold
-        if threshold.numel() > 1 or isinstance(m.threshold, nn.Parameter)
-        else None,
-    }
+    own_beta = beta.numel() > 1 or isinstance(m.beta, nn.Parameter)
+    own_threshold = threshold.numel() > 1 or isinstance(m.threshold, nn.Parameter)
     attrs = LifAttrs(
         decay=min(max(float(beta.reshape(-1)[0]), 0.0), 1.0),
         v_threshold=float(threshold.reshape(-1)[0]),
         fire=">",
         surrogate="arctan",
         surrogate_width=0.5,
-        decay_operand=tensors["beta"] is not None,
-        threshold_operand=tensors["threshold"] is not None,
+        decay_operand=own_beta,
+        threshold_operand=own_threshold,
         **_MECHANISMS[int(m.reset_mechanism_val)],
     )
     both = m.output or not m.init_hidden
-    return SteppedLIF(attrs, returns="both" if both else "spikes", **tensors)
+    return SteppedLIF(
+        attrs,
+        beta=beta if own_beta else None,
+        threshold=threshold if own_threshold else None,
+        returns="both" if both else "spikes",
+    )
 
 
 _SWAPS["snntorch._neurons.leaky.Leaky"] = _snntorch_leaky

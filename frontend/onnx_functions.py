@@ -42,11 +42,12 @@ def _fires(b: GraphBuilder, v: str, th: str, a: LifAttrs) -> str:
     return b.op("Greater" if a.fire == ">" else "GreaterOrEqual", v, th, hint="fires")
 
 
-def _reset(b: GraphBuilder, v: str, fired: str, spike: str, th: str, a: LifAttrs) -> str:
+def _reset(b: GraphBuilder, v: str, spike: tuple[str, str], th: str, a: LifAttrs) -> str:
+    """Reset of a membrane by a spike, given as (boolean, number)."""
     if a.reset == "hard":
-        return b.op("Where", fired, b.const(a.v_reset), v, hint="v")
+        return b.op("Where", spike[0], b.const(a.v_reset), v, hint="v")
     if a.reset == "soft":
-        return b.op("Sub", v, b.op("Mul", spike, th), hint="v")
+        return b.op("Sub", v, b.op("Mul", spike[1], th), hint="v")
     return v
 
 
@@ -86,24 +87,22 @@ def lif_function(name: str, a: LifAttrs, steps: int, dtype: str, has_v0: bool, a
     v = b.op("Unsqueeze", "v0", axis) if has_v0 else None
     spikes = []
     for x in parts:
-        before = None
-        if a.reset_timing != "after_fire" and v is not None:
-            fired = _fires(b, v, th, a)
-            before = fired, b.op("Cast", fired, to=tensor_type(dtype))
-        elif a.reset_timing != "after_fire":
+        if a.reset_timing == "after_fire":
+            h = _update(b, v, x, decay, a)
+        else:
             # a membrane of zero may itself be above the threshold, or at it
-            v = b.op("Mul", x, b.const(0.0))
+            v = b.op("Mul", x, b.const(0.0)) if v is None else v
             fired = _fires(b, v, th, a)
             before = fired, b.op("Cast", fired, to=tensor_type(dtype))
-        if a.reset_timing == "before_decay":
-            v = _reset(b, v, *before, th, a)
-        h = _update(b, v, x, decay, a)
-        if a.reset_timing == "after_decay":
-            h = _reset(b, h, *before, th, a)
+            if a.reset_timing == "before_decay":
+                v = _reset(b, v, before, th, a)
+            h = _update(b, v, x, decay, a)
+            if a.reset_timing == "after_decay":
+                h = _reset(b, h, before, th, a)
         fired = _fires(b, h, th, a)
         spike = b.op("Cast", fired, to=tensor_type(dtype), hint="s")
         spikes.append(spike)
-        v = _reset(b, h, fired, spike, th, a) if a.reset_timing == "after_fire" else h
+        v = _reset(b, h, (fired, spike), th, a) if a.reset_timing == "after_fire" else h
     onnx = b.onnx
     b.nodes.append(onnx.helper.make_node("Concat", spikes, ["spikes"], axis=0))
     b.nodes.append(onnx.helper.make_node("Squeeze", [v, axis], ["v_last"]))
@@ -135,7 +134,7 @@ def _chain(
             h, *_with(g["g3"], s), strides=(1, sw), pads=(0, left, 0, right), dilation=(1, dw)
         )
     else:
-        args = {"strides": (sh, sw), "dilation": (dh, dw)}
+        args: dict[str, Any] = {"strides": (sh, sw), "dilation": (dh, dw)}
         col, out = b.conv2d(h, *_with(g["g2"], s), pads=(top, cl, bottom, cr), **args)
         row, _ = b.conv2d(h, *_with(g["g3"], s), pads=(ct, left, cb, right), **args)
         h, s = b.op("Mul", b.op("Add", col, row), b.const(0.5)), out
@@ -160,10 +159,10 @@ def tt_conv2d_function(
     unit = {"g1": [2, 3], "g2": [3], "g3": [2], "g4": [2, 3]}
     wide = {}
     for key, shape in zip(inputs[1:], cores, strict=True):
-        full = list(shape)
+        with_units = list(shape)
         for axis in unit[key]:
-            full.insert(axis, 1)
-        wide[key] = b.op("Unsqueeze", key, b.ints(*unit[key])), full
+            with_units.insert(axis, 1)
+        wide[key] = b.op("Unsqueeze", key, b.ints(*unit[key])), with_units
     image = [int(s) for s in x_shape[-3:]]
     if len(x_shape) == 4:
         y, _ = _chain(b, "x", image, wide, a, True)

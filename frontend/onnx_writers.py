@@ -80,6 +80,14 @@ class Writer:
 WRITERS: dict[str, Callable[[Writer, tvm.ir.Call], Any]] = {}
 
 
+def _dims(ty: relax.TensorType) -> list[Any]:
+    """Sizes of a tensor, which an ONNX node needs to know."""
+    sizes = dims(ty)
+    if sizes is None:
+        raise ModelImportError(f"a tensor {ty} has no known shape; give it one, with match_cast")
+    return sizes
+
+
 def _writes(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def add(fn: Callable[..., Any]) -> Callable[..., Any]:
         for name in names:
@@ -161,7 +169,7 @@ def _astype(w: Writer, call: tvm.ir.Call) -> str:
 
 @_writes("reshape", "flatten")
 def _reshape(w: Writer, call: tvm.ir.Call) -> str:
-    shape = dims(call.ty)
+    shape = _dims(call.ty)
     free = [i for i, s in enumerate(shape) if not isinstance(s, int)]
     if len(free) == 1:
         return w.b.reshape(
@@ -172,7 +180,7 @@ def _reshape(w: Writer, call: tvm.ir.Call) -> str:
 
 @_writes("permute_dims")
 def _permute(w: Writer, call: tvm.ir.Call) -> str:
-    rank = len(dims(call.ty))
+    rank = len(_dims(call.ty))
     axes = [int(a) for a in call.attrs.axes] if call.attrs.axes else list(range(rank))[::-1]
     return w.b.op("Transpose", *w.args(call), perm=axes)
 
@@ -185,15 +193,15 @@ def _expand_dims(w: Writer, call: tvm.ir.Call) -> str:
 @_writes("squeeze")
 def _squeeze(w: Writer, call: tvm.ir.Call) -> str:
     return (
-        w.b.reshape(w.ref(call.args[0]), dims(call.ty))
-        if all(isinstance(s, int) for s in dims(call.ty))
+        w.b.reshape(w.ref(call.args[0]), _dims(call.ty))
+        if all(isinstance(s, int) for s in _dims(call.ty))
         else w.b.op("Squeeze", *w.args(call), w.b.ints(*(int(a) for a in call.attrs.axis)))
     )
 
 
 @_writes("broadcast_to")
 def _broadcast(w: Writer, call: tvm.ir.Call) -> str:
-    old, new = dims(call.args[0].ty), dims(call.ty)
+    old, new = _dims(call.args[0].ty), _dims(call.ty)
     old = [1] * (len(new) - len(old)) + old
     # Expand keeps a size where the shape says 1
     target = [1 if not isinstance(o, int) else n for o, n in zip(old, new, strict=True)]
@@ -207,7 +215,7 @@ def _filled(w: Writer, call: tvm.ir.Call) -> str:
         value = w.ref(call.args[1])
     else:
         value = w.b.const(0 if kind == "relax.zeros" else 1, dtype)
-    return w.b.op("Expand", value, w.shape(dims(call.ty)))
+    return w.b.op("Expand", value, w.shape(_dims(call.ty)))
 
 
 @_writes("concat")
@@ -225,7 +233,7 @@ def _stack(w: Writer, call: tvm.ir.Call) -> str:
 @_writes("split")
 def _split(w: Writer, call: tvm.ir.Call) -> list[str]:
     axis = int(call.attrs.axis)
-    sizes = [dims(f)[axis] for f in call.ty.fields]
+    sizes = [_dims(f)[axis] for f in call.ty.fields]
     return w.b.op("Split", *w.args(call), w.b.ints(*sizes), outputs=len(sizes), axis=axis)
 
 
@@ -265,7 +273,7 @@ def _flip(w: Writer, call: tvm.ir.Call) -> str:
 @_writes("tile")
 def _tile(w: Writer, call: tvm.ir.Call) -> str:
     x, repeats = call.args[0], [int(r) for r in call.attrs.repeats]
-    name, rank = w.ref(x), len(dims(x.ty))
+    name, rank = w.ref(x), len(_dims(x.ty))
     if len(repeats) > rank:
         name = w.b.op("Unsqueeze", name, w.b.ints(*range(len(repeats) - rank)))
     return w.b.op("Tile", name, w.b.ints(*([1] * (rank - len(repeats)) + repeats)))
@@ -274,7 +282,7 @@ def _tile(w: Writer, call: tvm.ir.Call) -> str:
 @_writes("repeat")
 def _repeat(w: Writer, call: tvm.ir.Call) -> str:
     axis = int(call.attrs.axis)
-    size = dims(call.args[0].ty)[axis]
+    size = _dims(call.args[0].ty)[axis]
     index = np.repeat(np.arange(size), int(call.attrs.repeats))
     return w.b.op("Gather", *w.args(call), w.b.ints(*index), axis=axis)
 
@@ -347,7 +355,7 @@ def _ints(values: Any) -> list[int]:
 def _conv(w: Writer, call: tvm.ir.Call) -> str:
     a = call.attrs
     x, weight = w.args(call)
-    shape, w_shape = dims(call.args[0].ty), dims(call.args[1].ty)
+    shape, w_shape = _dims(call.args[0].ty), _dims(call.args[1].ty)
     if len(shape) == 4:
         args = _ints(a.strides), _ints(a.padding), _ints(a.dilation), int(a.groups)
         if w.b.dtype == "float64":
@@ -385,7 +393,7 @@ def _conv_transpose(w: Writer, call: tvm.ir.Call) -> str:
     return w.b.op(
         "ConvTranspose",
         *w.args(call),
-        kernel_shape=dims(call.args[1].ty)[2:],
+        kernel_shape=_dims(call.args[1].ty)[2:],
         strides=_ints(a.strides),
         pads=_ints(a.padding),
         output_padding=_ints(a.output_padding),
@@ -410,7 +418,7 @@ def _max_pool(w: Writer, call: tvm.ir.Call) -> str:
 @_writes("nn.avg_pool1d", "nn.avg_pool2d", "nn.avg_pool3d")
 def _avg_pool(w: Writer, call: tvm.ir.Call) -> str:
     a = call.attrs
-    kernel, strides, shape = _ints(a.pool_size), _ints(a.strides), dims(call.args[0].ty)
+    kernel, strides, shape = _ints(a.pool_size), _ints(a.strides), _dims(call.args[0].ty)
     if any(_ints(a.padding)):
         raise ModelImportError("with padding inside the operator has no ONNX form here")
     if len(kernel) == 2 and w.b.dtype == "float64":
@@ -433,7 +441,7 @@ def _batch_norm(w: Writer, call: tvm.ir.Call) -> list[str]:
 def _lif(w: Writer, call: tvm.ir.Call) -> list[str]:
     a = ops.lif_attrs_of(call)
     x, v0, *rest = call.args
-    steps, dtype = int(dims(x.ty)[0]), str(x.ty.dtype)
+    steps, dtype = int(_dims(x.ty)[0]), str(x.ty.dtype)
     zero = v0 in w.zeros
     attrs = {k: int(v) if isinstance(v, bool) else v for k, v in a.to_dict().items()}
     # ONNX keeps numbers in float32; the text has them in full precision
@@ -450,9 +458,9 @@ def _lif(w: Writer, call: tvm.ir.Call) -> list[str]:
 @_writes("tt.conv2d")
 def _tt_conv2d(w: Writer, call: tvm.ir.Call) -> str:
     a = ops.tt_conv_attrs_of(call)
-    shape = dims(call.args[0].ty)
-    cores = [dims(g.ty) for g in call.args[1:]]
-    attrs = {
+    shape = _dims(call.args[0].ty)
+    cores = [_dims(g.ty) for g in call.args[1:]]
+    attrs: dict[str, Any] = {
         "mode": a.mode,
         "timesteps": int(a.timesteps),
         "strides": _ints(a.strides),
@@ -470,7 +478,7 @@ def _tt_conv2d(w: Writer, call: tvm.ir.Call) -> str:
 
 @_writes("tt.linear")
 def _tt_linear(w: Writer, call: tvm.ir.Call) -> str:
-    cores = [dims(g.ty) for g in call.args[1:]]
+    cores = [_dims(g.ty) for g in call.args[1:]]
     name = w.function(
         "tt_linear",
         str(cores),

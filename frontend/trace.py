@@ -113,7 +113,8 @@ def export_module(
     net = prepare(model, dtype)
     first = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
     args = _cast(args, first or _FLOATS.get(dtype or ""))
-    shapes = None
+    # ShapesCollection is what torch.export takes too, but its annotation does not say so
+    shapes: Any = None
     if dynamic_batch:
         axes = [
             (batch_axis(model, a) if batch_dim is None else batch_dim)

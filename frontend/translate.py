@@ -130,9 +130,15 @@ class Translator:
         """Sizes of a traced tensor."""
         return [self.dim(s) for s in value.shape]
 
+    @property
+    def current(self) -> fx.Node:
+        """The node that is being translated; only between the first node and the last."""
+        assert self.node is not None
+        return self.node
+
     def val(self, node: fx.Node | None = None) -> Any:
         """What the tracer recorded about a node's result (default: the current node)."""
-        return (node or self.node).meta.get("val")
+        return (node or self.current).meta.get("val")
 
     def tensor_type(self, value: torch.Tensor) -> relax.TensorType:
         """Relax type of a traced tensor."""
@@ -275,8 +281,15 @@ class Translator:
 
 
 def sizes_of(x: relax.Expr) -> list[Any]:
-    """Sizes of a Relax tensor: ints, or TIR expressions where they vary."""
-    return dims(x.ty)  # type: ignore[return-value]
+    """Sizes of a Relax tensor: ints, or TIR expressions where they vary.
+
+    Raises:
+        Unsupported: where they are not known.
+    """
+    sizes = dims(x.ty)
+    if sizes is None:
+        raise Unsupported(f"an operand {x.ty} has no known shape")
+    return sizes
 
 
 def same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
