@@ -6,16 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 
-import numpy as np
 import tvm
 from tvm import relax
 
 from ttsnn.ops import lif_attrs_of, tt_conv_attrs_of
 from ttsnn.passes.cpu.kernels.lif_train import TrainedNeuron
+from ttsnn.passes.cpu.training.converter import Converter
 from ttsnn.passes.cpu.training.images import Image, Normalised
 from ttsnn.passes.cpu.training.kernels import TrainingKernels
 from ttsnn.passes.cpu.training.link import Link, dense_link, tt_links
-from ttsnn.passes.rewriter import bindings_of, use_counts
 from ttsnn.passes.shapes import dims
 from ttsnn.passes.static_values import op_name
 
@@ -29,7 +28,6 @@ _ELEMENTWISE = {
         *("nn.gelu", "nn.leakyrelu", "nn.relu", "nn.silu"),
     )
 }
-_ZEROS = ("relax.zeros", "relax.zeros_like")
 
 
 @tvm.transform.module_pass(opt_level=0, name="ToTrainingKernels")
@@ -57,7 +55,7 @@ class ToTrainingKernels:
         attrs = {}
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                _Converter(bb, kernels, func).emit(gvar.name_hint)
+                _Lowering(bb, kernels, func).emit(gvar.name_hint)
                 attrs[gvar.name_hint] = func.attrs
         out = bb.get()
         for gvar, func in mod.functions_items():
@@ -74,168 +72,22 @@ class ToTrainingKernels:
         return out
 
 
-class _Converter:
-    """Rewrites one function binding by binding."""
+class _Lowering(Converter):
+    """Handlers of the operators."""
 
     def __init__(
         self, bb: relax.BlockBuilder, kernels: TrainingKernels, func: relax.Function
     ) -> None:
-        self.bb, self.k, self.func = bb, kernels, func
-        self.bound = bindings_of(func)
-        self.uses = use_counts(func)
-        self.args = {p: relax.Var(p.name, p.ty) for p in func.params}
-        self.plain: dict[relax.Var, relax.Expr] = dict(self.args)
-        self.images: dict[relax.Var, Image] = {}
-        self.lazy: dict[relax.Var, Normalised] = {}
-        self.items: dict[relax.Var, list[Image | Normalised | relax.Expr | None]] = {}
-        self.item_reads = {
-            (v.tuple_value, v.index)
-            for v in self.bound.values()
-            if isinstance(v, relax.TupleGetItem)
-        }
+        super().__init__(bb, kernels, func)
+        # what the links of tensor-train layers read, for the backward of the same function
         self.chains: dict[tuple, list[relax.Var]] = {}
 
-    # -- the walk ----------------------------------------------------------------------------
-
-    def emit(self, name: str) -> None:
-        """Add the new function to the builder."""
-        bb = self.bb
-        with bb.function(name, list(self.args.values())):
-            with bb.dataflow():
-                for var, value in self.bound.items():
-                    self._bind(var, value)
-                out = bb.emit_output(self._result(self.func.body.body))
-            bb.emit_func_output(out)
-
-    def _result(self, expr: relax.Expr) -> relax.Expr:
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([self._result(f) for f in expr.fields])
-        if isinstance(expr, relax.Var) and isinstance(self.bound.get(expr), relax.Tuple):
-            return self._result(self.bound[expr])
-        return self.get(expr)
-
-    def _bind(self, var: relax.Var, value: relax.Expr) -> None:
-        if isinstance(value, relax.Var):
-            self._alias(var, value)
-        elif isinstance(value, relax.TupleGetItem):
-            self._item(var, value)
-        elif isinstance(value, relax.Tuple):
-            pass  # read by _result, or by get
-        else:
-            handler = _HANDLERS.get(op_name(value))
-            if handler is None and op_name(value) in _ELEMENTWISE:
-                handler = _Converter._elementwise
-            done = handler(self, var, value) if handler is not None else None
-            if isinstance(done, Image):
-                self.images[var] = done
-            elif isinstance(done, list):
-                self.items[var] = done
-            elif isinstance(done, relax.Expr):
-                self.plain[var] = self._emit(done)
-            elif done is None:
-                self.plain[var] = self._emit(self._generic(value))
-
-    def _alias(self, var: relax.Var, value: relax.Var) -> None:
-        for table in (self.images, self.plain, self.lazy, self.items):
-            if value in table:
-                table[var] = table[value]
-
-    def _item(self, var: relax.Var, value: relax.TupleGetItem) -> None:
-        source = value.tuple_value
-        if source in self.items:
-            found = self.items[source][value.index]
-            if isinstance(found, Image):
-                self.images[var] = found
-            elif isinstance(found, Normalised):
-                self.lazy[var] = found
-            elif found is not None:
-                self.plain[var] = found
-        elif isinstance(self.bound.get(source), relax.Tuple):
-            self._bind(var, self.bound[source].fields[value.index])
-        else:
-            self.plain[var] = self._emit(relax.TupleGetItem(self.get(source), value.index))
-
-    def _emit(self, expr: relax.Expr) -> relax.Expr:
-        return expr if isinstance(expr, relax.Var) else self.bb.emit(expr)
-
-    def _generic(self, call: relax.Expr) -> relax.Expr:
-        if isinstance(call, relax.Call):
-            return relax.Call(call.op, [self.get(a) for a in call.args], call.attrs, call.ty_args)
-        return call
-
-    def get(self, expr: relax.Expr) -> relax.Expr:
-        """The value in the program's own layout."""
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([self.get(f) for f in expr.fields])
-        if isinstance(expr, relax.TupleGetItem):
-            return self._emit(relax.TupleGetItem(self.get(expr.tuple_value), expr.index))
-        if not isinstance(expr, relax.Var):
-            return expr
-        if expr not in self.plain:
-            if isinstance(self.bound.get(expr), relax.Tuple):
-                return self.get(self.bound[expr])
-            if expr in self.items:
-                fields = [self._plain_of(f) for f in self.items[expr]]
-                self.plain[expr] = self._emit(relax.Tuple(fields))
-            else:
-                self.plain[expr] = self._plain_of(self.image(expr))
-        return self.plain[expr]
-
-    def _plain_of(self, value: Image | Normalised | relax.Expr | None) -> relax.Expr:
-        if isinstance(value, Normalised):
-            value = self._materialise(value)
-        if not isinstance(value, Image):
-            return value
-        r, h, w, c = value.sizes
-        if h * w > 1 and c > 1:
-            out = self._reshape(value.expr, (r, h, w, c))
-            out = self._emit(relax.op.permute_dims(out, [0, 3, 1, 2]))
-        else:
-            out = value.expr
-        return self._reshape(out, value.shape)
-
-    def _reshape(self, expr: relax.Expr, shape: Sequence[int]) -> relax.Expr:
-        if tuple(dims(expr)) == tuple(shape):
-            return expr
-        return self._emit(relax.op.reshape(expr, [int(s) for s in shape]))
-
-    def image(self, expr: relax.Expr) -> Image | None:
-        """The value channels last; None where it is no [(T,) N, C, H, W]."""
-        if isinstance(expr, relax.Var) and expr in self.lazy and expr not in self.images:
-            self.images[expr] = self._materialise(self.lazy[expr])
-        if isinstance(expr, relax.Var) and expr in self.images:
-            return self.images[expr]
-        shape = dims(expr) if isinstance(getattr(expr, "ty", None), relax.TensorType) else None
-        if shape is None or len(shape) not in (4, 5):
-            return None
-        *lead, c, h, w = shape
-        out = self.get(expr)
-        r = prod(lead)
-        if h * w > 1 and c > 1:
-            out = self._reshape(self._emit(out), (r, c, h, w))
-            out = self._emit(relax.op.permute_dims(out, [0, 2, 3, 1]))
-        image = Image(self._reshape(self._emit(out), (1, r, h, w, c)), tuple(lead))
-        if isinstance(expr, relax.Var):
-            self.images[expr] = image
-        return image
-
-    def is_image(self, expr: relax.Expr) -> bool:
-        """Whether the value is held channels last (or would be, if it were wanted)."""
-        return isinstance(expr, relax.Var) and (expr in self.images or expr in self.lazy)
-
-    def _materialise(self, value: Normalised) -> Image:
-        expr = self.k.batch_norm_apply(value.x.expr, value.channel)
-        return replace(value.x, expr=expr)
-
-    def _is_zero(self, expr: relax.Expr) -> bool:
-        """Whether a value is zero for sure."""
-        seen = self.bound.get(expr) if isinstance(expr, relax.Var) else expr
-        while op_name(seen) in ("relax.reshape", "relax.broadcast_to"):
-            inner = seen.args[0]
-            seen = self.bound.get(inner) if isinstance(inner, relax.Var) else inner
-        if isinstance(seen, tvm.ir.GenericConst):
-            return not np.any(seen.value.numpy())
-        return op_name(seen) in _ZEROS
+    def convert(self, var: relax.Var, value: relax.Expr) -> Image | list | relax.Expr | bool | None:
+        """By the operator's handler."""
+        handler = _HANDLERS.get(op_name(value))
+        if handler is None and op_name(value) in _ELEMENTWISE:
+            handler = _Lowering._elementwise
+        return None if handler is None else handler(self, var, value)
 
     # -- convolutions ------------------------------------------------------------------------
 
@@ -292,12 +144,12 @@ class _Converter:
     def _part(self, image: Image, begin: int, end: int) -> relax.Var:
         if (begin, end) == (0, image.sizes[0]):
             return image.expr
-        return self._emit(relax.op.strided_slice(image.expr, [1], [begin], [end]))
+        return self.bind(relax.op.strided_slice(image.expr, [1], [begin], [end]))
 
     def _joined(self, parts: list[relax.Var], like: Image) -> Image:
         out = parts[0]
         if len(parts) > 1:
-            out = self._emit(relax.op.concat(parts, axis=1))
+            out = self.bind(relax.op.concat(parts, axis=1))
         return replace(like, expr=out)
 
     def _tt_inputs(
@@ -334,13 +186,13 @@ class _Converter:
                 link = links[j]
                 for source, new in zip(link.sources, self.k.conv_weight_grads(link, ins[j], g)):
                     old = grads[source]
-                    grads[source] = new if old is None else self._emit(relax.op.add(old, new))
+                    grads[source] = new if old is None else self.bind(relax.op.add(old, new))
                 if j > 0 or to_x:
                     g = self.k.conv_input_grad(link, g, cores)
             parts.append(g)
         for i, core in enumerate(call.args[1:5]):
             if grads[i] is None:
-                grads[i] = self._emit(relax.op.zeros(core.ty.shape, str(core.ty.dtype)))
+                grads[i] = self.bind(relax.op.zeros(core.ty.shape, str(core.ty.dtype)))
         return [self._joined(parts, x) if to_x else None, *grads]
 
     # -- normalisation -----------------------------------------------------------------------
@@ -380,7 +232,7 @@ class _Converter:
         image = norm.x if norm is not None else self.image(x)
         image = replace(image, lead=tuple(dims(x)[:2]))
         args: list[relax.Expr] = [image.expr, *(norm.channel if norm is not None else ())]
-        zero = self._is_zero(call.args[1])
+        zero = self.is_zero(call.args[1])
         if not zero:
             args.append(self.image(call.args[1]).expr)
         return TrainedNeuron(attrs, dims(x)[0], norm is not None, not zero), image, args
@@ -401,7 +253,7 @@ class _Converter:
             return None
         neuron, x, args = made
         dspikes, dv_last = call.args[2:]
-        zero = self._is_zero(dv_last)
+        zero = self.is_zero(dv_last)
         neuron = replace(neuron, v_last=not zero, dv0=(var, 1) in self.item_reads)
         args.append(self.image(dspikes).expr)
         if not zero:
@@ -422,7 +274,7 @@ class _Converter:
                 return None
         if op_name(call) == "relax.add":
             for zero, other in (call.args, list(reversed(call.args))):
-                if self._is_zero(zero) and tuple(dims(other)) == shape:
+                if self.is_zero(zero) and tuple(dims(other)) == shape:
                     return self.image(other)
             done = self._add_normalised(call)
             if done is not None:
@@ -430,10 +282,10 @@ class _Converter:
         args, lead = [], shape[:-3]
         for arg in call.args:
             if prod(dims(arg)) == 1 and tuple(dims(arg)) != shape:
-                args.append(self._reshape(self.get(arg), ()) if dims(arg) else self.get(arg))
+                args.append(self.reshape(self.get(arg), ()) if dims(arg) else self.get(arg))
             else:
                 args.append(self.image(arg).expr)
-        out = self._emit(relax.Call(call.op, args, call.attrs, call.ty_args))
+        out = self.bind(relax.Call(call.op, args, call.attrs, call.ty_args))
         return Image(out, lead)
 
     def _add_normalised(self, call: relax.Call) -> Image | None:
@@ -467,12 +319,12 @@ class _Converter:
             return None
         *lead, c, h, w = shape
         if h * w > 1 and size == [*lead, c, 1, 1]:
-            wide = self._reshape(self.get(source), (1, prod(lead), 1, 1, c))
+            wide = self.reshape(self.get(source), (1, prod(lead), 1, 1, c))
             target = [1, prod(lead), h, w, c]
-            return Image(self._emit(relax.op.broadcast_to(wide, target)), tuple(lead))
+            return Image(self.bind(relax.op.broadcast_to(wide, target)), tuple(lead))
         if len(lead) == 2 and size == [1, lead[1], c, h, w] and self.is_image(source):
             image = self.image(source)
-            full = self._emit(relax.op.concat([image.expr] * lead[0], axis=1))
+            full = self.bind(relax.op.concat([image.expr] * lead[0], axis=1))
             return Image(full, tuple(lead))
         return None
 
@@ -485,8 +337,8 @@ class _Converter:
         if sorted(int(a) % rank for a in axes) != [rank - 2, rank - 1]:
             return None
         op = relax.op.mean if op_name(call) == "relax.mean" else relax.op.sum
-        out = self._emit(op(self.image(x).expr, axis=[2, 3]))
-        return self._reshape(out, dims(call))
+        out = self.bind(op(self.image(x).expr, axis=[2, 3]))
+        return self.reshape(out, dims(call))
 
     def _pool(self, _var: relax.Var, call: relax.Call) -> Image | None:
         """2-D pools, and their gradients, in NHWC."""
@@ -499,13 +351,13 @@ class _Converter:
             if image is None or len(image.lead) != 1:
                 return None
             lead = image.lead
-            args.append(self._reshape(image.expr, image.sizes))
+            args.append(self.reshape(image.expr, image.sizes))
         keys = [str(k) for k in a.keys()] if hasattr(a, "keys") else _POOL_ATTRS  # noqa: SIM118
         given = {k: getattr(a, k) for k in keys if hasattr(a, k)}
         options = {k: given[k] for k in _POOL_ATTRS if k in given and "layout" not in k}
         make = _POOLS[op_name(call)]
-        out = self._emit(make(*args, **_plain_options(options), layout="NHWC", out_layout="NHWC"))
-        return Image(self._reshape(out, (1, *dims(out))), lead)
+        out = self.bind(make(*args, **_plain_options(options), layout="NHWC", out_layout="NHWC"))
+        return Image(self.reshape(out, (1, *dims(out))), lead)
 
 
 _POOL_ATTRS = ("pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad")
@@ -525,20 +377,20 @@ def _plain_options(options: dict) -> dict:
 
 
 _HANDLERS = {
-    "relax.nn.conv2d": _Converter._conv,
-    "relax.dense.conv2d_backward_data": _Converter._conv_data,
-    "relax.dense.conv2d_backward_weight": _Converter._conv_weight,
-    "relax.tt.conv2d": _Converter._tt_conv,
-    "relax.tt.conv2d_backward": _Converter._tt_backward,
-    "relax.snn.batch_norm_train": _Converter._batch_norm,
-    "relax.snn.batch_norm_train_backward": _Converter._batch_norm_backward,
-    "relax.snn.lif": _Converter._lif,
-    "relax.snn.lif_backward": _Converter._lif_backward,
-    "relax.reshape": _Converter._reshaped,
-    "relax.expand_dims": _Converter._reshaped,
-    "relax.squeeze": _Converter._reshaped,
-    "relax.broadcast_to": _Converter._broadcast,
-    "relax.mean": _Converter._reduced,
-    "relax.sum": _Converter._reduced,
-    **dict.fromkeys(_POOLS, _Converter._pool),
+    "relax.nn.conv2d": _Lowering._conv,
+    "relax.dense.conv2d_backward_data": _Lowering._conv_data,
+    "relax.dense.conv2d_backward_weight": _Lowering._conv_weight,
+    "relax.tt.conv2d": _Lowering._tt_conv,
+    "relax.tt.conv2d_backward": _Lowering._tt_backward,
+    "relax.snn.batch_norm_train": _Lowering._batch_norm,
+    "relax.snn.batch_norm_train_backward": _Lowering._batch_norm_backward,
+    "relax.snn.lif": _Lowering._lif,
+    "relax.snn.lif_backward": _Lowering._lif_backward,
+    "relax.reshape": _Lowering._reshaped,
+    "relax.expand_dims": _Lowering._reshaped,
+    "relax.squeeze": _Lowering._reshaped,
+    "relax.broadcast_to": _Lowering._broadcast,
+    "relax.mean": _Lowering._reduced,
+    "relax.sum": _Lowering._reduced,
+    **dict.fromkeys(_POOLS, _Lowering._pool),
 }
