@@ -111,7 +111,8 @@ def chain_of(
 
     def stage(taps, before, after, weight, strides=(1, 1)) -> Contraction:
         weight = np.ascontiguousarray(weight)
-        return Stage(tuple(taps), before, after, *weight.shape[1:], strides=strides), weight
+        _, cin, cout = weight.shape
+        return Stage(tuple(taps), before, after, cin, cout, strides), weight
 
     first = stage([(0, 0)], in_size, in_size, g1.T[None])
     last = stage([(0, 0)], size, size, g4.T[None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import tvm
 
@@ -40,7 +41,7 @@ def _tensor_train(
     steps = sum(s for s, _ in runs)
     bias = params_of(mod).get(f"{name}.bias")
     shapes: list[tuple[int, ...]] = [static_shape(a) or () for a in calls[0].call.args[1:]]
-    common = {
+    common: dict[str, Any] = {
         "name": name,
         "out_size": runs[0][1],
         "steps": steps,

@@ -12,7 +12,7 @@ from ttsnn.ops import tt_conv2d, tt_linear
 from ttsnn.passes.layer_calls import LayerCall, layer_calls, network_steps
 from ttsnn.passes.layer_infos import layer_infos
 from ttsnn.passes.rewriter import BindingRewriter, prune
-from ttsnn.passes.shapes import dims
+from ttsnn.passes.shapes import known_dims
 from ttsnn.plans import LayerInfo, TTLayer, TTPlan, cores_of_layer
 
 __all__ = ["DecomposeToTT"]
@@ -97,7 +97,7 @@ class _Decomposer(BindingRewriter):
         T, timesteps, cores = self.plan.T, layer.timesteps, self.cores[call.name]
         assert T is not None  # TTPlan asks for both
         assert timesteps is not None
-        lead, *image = dims(call.call.args[0])
+        lead, *image = known_dims(call.call.args[0])
         geometry = _geometry(call.call)
         if count > 1 and k < timesteps:  # one step in full needs no time axis
             return tt_conv2d(x, *cores, mode="ptt", **geometry)
@@ -107,7 +107,7 @@ class _Decomposer(BindingRewriter):
             shape = [T, _divided(lead, T), *image]
         x = self.emit(relax.op.reshape(x, shape))
         y = self.emit(tt_conv2d(x, *cores, mode="htt", timesteps=timesteps, **geometry))
-        return relax.op.reshape(y, [lead, *dims(call.call)[1:]])
+        return relax.op.reshape(y, [lead, *known_dims(call.call)[1:]])
 
 
 def _geometry(conv: relax.Call) -> dict[str, Any]:

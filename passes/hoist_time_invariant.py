@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.passes.rewriter import BindingRewriter, prune
-from ttsnn.passes.shapes import dims, product, same, same_dims
+from ttsnn.passes.shapes import dims, known_dims, product, same, same_dims
 from ttsnn.passes.static_values import op_name
 
 __all__ = ["HoistTimeInvariant"]
@@ -117,7 +117,7 @@ class _Hoister(BindingRewriter):
     def materialise(self, var: relax.Var) -> relax.Expr:
         found = self._constant[var]
         wide = self.emit(relax.op.expand_dims(found.base, 0))
-        sizes = [found.steps, *dims(found.base)]
+        sizes = [found.steps, *known_dims(found.base)]
         out = self.emit(relax.op.broadcast_to(wide, relax.ShapeExpr(sizes)))
         return self.emit(relax.op.reshape(out, self.bound[var].ty.shape)) if found.folded else out
 
@@ -140,8 +140,10 @@ class _Hoister(BindingRewriter):
             return _Constant(new, after[0], False)
         if len(before) == len(after) and same_dims(before, [1, *after[1:]]):
             made = self.definition(x)
-            if op_name(made) == "relax.expand_dims" and same_dims(dims(made.args[0]), after[1:]):
-                return _Constant(self.emit(self.get(made.args[0])), after[0], False)
+            if made is not None and op_name(made) == "relax.expand_dims":
+                (narrow,) = made.args
+                if same_dims(known_dims(narrow), after[1:]):
+                    return _Constant(self.emit(self.get(narrow)), after[0], False)
             base = self.emit(relax.op.reshape(new, relax.ShapeExpr(after[1:])))
             return _Constant(base, after[0], False)
         return None
@@ -225,7 +227,7 @@ class _Hoister(BindingRewriter):
 
     def _reshape(self, value: relax.Call, found: _Constant) -> _Constant | None:
         """Reshapes that keep time and batch in front, folded or not."""
-        after, batch = dims(value), dims(found.base)[0]
+        after, (batch, *rest) = dims(value), known_dims(found.base)
         if after is None:
             return None
         options = []
@@ -236,7 +238,6 @@ class _Hoister(BindingRewriter):
         if not options:
             return None
         # with a batch of 1 both may fit: prefer what keeps the other axes, then the folding
-        rest = dims(found.base)[1:]
         options.sort(key=lambda o: (not same_dims(o[1], rest), o[0] != found.folded))
         folded, tail = options[0]
         if same_dims(tail, rest):

@@ -10,7 +10,7 @@ from ttsnn.errors import PassError
 from ttsnn.ops import tt_conv_attrs_of
 from ttsnn.passes.layer_calls import LayerCall, layer_calls
 from ttsnn.passes.rewriter import BindingRewriter, prune
-from ttsnn.passes.shapes import dims, product
+from ttsnn.passes.shapes import known_dims, product
 from ttsnn.tt import ConvCores, check_mode, reconstruct_conv, reconstruct_linear
 
 __all__ = ["MergeTT"]
@@ -59,8 +59,8 @@ class _Merger(BindingRewriter):
         """The merged weight as a parameter; one for all calls of the same cores."""
         key = (tuple(call.call.args[1:]), suffix)
         if key not in self._made:
-            cores = [self.static(a) for a in call.call.args[1:]]
-            if any(c is None for c in cores):
+            cores = self.static.all(call.call.args[1:])
+            if cores is None:
                 raise PassError(
                     f"layer {call.name!r}: {call.call.op.name} has cores that are computed at run "
                     "time and cannot be merged; merge before training passes"
@@ -78,7 +78,7 @@ class _Merger(BindingRewriter):
             "padding": list(attrs.padding),
             "dilation": list(attrs.dilation),
         }
-        in_shape, out_shape = dims(call.call.args[0]), dims(call.call)
+        in_shape, out_shape = known_dims(call.call.args[0]), known_dims(call.call)
 
         def full(y: relax.Var) -> relax.Expr:
             weight = self._dense(call, "weight", lambda g: reconstruct_conv(ConvCores(*g), mode))

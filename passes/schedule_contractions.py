@@ -28,7 +28,7 @@ from ttsnn.passes.linear_chain import (
     parse_linear_form,
 )
 from ttsnn.passes.rewriter import BindingRewriter, prune
-from ttsnn.passes.shapes import dims
+from ttsnn.passes.shapes import dims, known_dims
 from ttsnn.passes.static_values import op_name
 from ttsnn.program import layer_name
 from ttsnn.tt import reconstruct_linear
@@ -93,8 +93,8 @@ class _Chooser(BindingRewriter):
 
     def _conv(self, call: relax.Call) -> relax.Expr:
         size = dims(call.args[0])
-        cores = [self.static(a) for a in call.args[1:5]]
-        if any(c is None for c in cores) or not all(isinstance(d, int) for d in size[-2:]):
+        cores = self.static.all(call.args[1:5])
+        if cores is None or size is None or not all(isinstance(d, int) for d in size[-2:]):
             return self.get(call)
         attrs = tt_conv_attrs_of(call)
         kinds = {"stt": ["stt"], "ptt": ["ptt"], "htt": ["ptt", "half"]}[attrs.mode]
@@ -102,8 +102,9 @@ class _Chooser(BindingRewriter):
         chosen = []
         for kind in kinds:
             chain = chain_of(kind, attrs, cores, tuple(size[-2:]))
-            if _for_kind(wanted, kind) is not None:
-                form = parse_form(_for_kind(wanted, kind), kind)
+            text = _for_kind(wanted, kind)
+            if text is not None:
+                form = parse_form(text, kind)
             else:
                 form = min(forms_of(kind), key=lambda f: self._cost_of(contraction_graph(chain, f)))
             chosen.append(f"{kind}={form_text(form)}")
@@ -115,9 +116,9 @@ class _Chooser(BindingRewriter):
         return sum(self.cost.stage(graph.nodes[n]["stage"]) for n in nx.topological_sort(graph))
 
     def _linear(self, call: relax.Call) -> relax.Expr:
-        cores = [self.static(a) for a in call.args[1:]]
+        cores = self.static.all(call.args[1:])
         sizes = dims(call.args[0])
-        if any(c is None for c in cores) or sizes is None:
+        if cores is None or sizes is None:
             return self.get(call)
         name = self._layer(call.args[1]).removesuffix(".cores")
         rows = prod(s for s in sizes[:-1] if isinstance(s, int))
@@ -137,7 +138,7 @@ class _Chooser(BindingRewriter):
             x = self.emit(relax.op.permute_dims(x, step.axes))
             x = self.emit(relax.op.reshape(x, relax.ShapeExpr(step.matrix(sizes[:-1]))))
             x = self.emit(relax.op.matmul(x, weight))
-        return relax.op.reshape(x, relax.ShapeExpr(dims(call)))
+        return relax.op.reshape(x, relax.ShapeExpr(known_dims(call)))
 
     def _weight(self, name: str, value: np.ndarray, dtype: np.dtype) -> relax.Var:
         return self.fresh_param(f"{name}.weight_merged", value.astype(dtype))
@@ -146,7 +147,12 @@ class _Chooser(BindingRewriter):
         """A merged weight takes the scale of a batch norm after it, which cores could not."""
         linear = self.definition(call.args[0])
         scale = self.static(call.args[1])
-        if linear not in self._merged or self.uses[call.args[0]] != 1 or scale is None:
+        if (
+            linear is None
+            or linear not in self._merged
+            or self.uses[call.args[0]] != 1
+            or scale is None
+        ):
             return self.get(call)
         name, weight = self._merged[linear]
         if scale.size != weight.shape[1] or scale.shape[-1] != scale.size:

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.sym import Analyzer
 
-__all__ = ["dims", "product", "same", "same_dims"]
+from ttsnn.errors import PassError
 
-Dim = object  # an int, IntImm or symbolic PrimExpr
+__all__ = ["dims", "known_dims", "product", "same", "same_dims"]
+
+Dim = Any  # an int, IntImm or symbolic PrimExpr
 
 
-def dims(expr: relax.Expr) -> list | None:
+def dims(expr: relax.Expr) -> list[Dim] | None:
     """The sizes of a tensor as a list of ints and symbolic expressions; None if unknown."""
     shape = getattr(expr.ty, "shape", None)
     if not isinstance(shape, relax.ShapeExpr):
         return None
     return [int(d) if isinstance(d, tvm.tirx.IntImm) else d for d in shape.values]
+
+
+def known_dims(expr: relax.Expr) -> list[Dim]:
+    """The sizes of a tensor that must have a shape.
+
+    Raises:
+        PassError: where its shape is not known.
+    """
+    sizes = dims(expr)
+    if sizes is None:
+        name = getattr(expr, "name", None) or getattr(getattr(expr, "op", None), "name", "a value")
+        raise PassError(
+            f"{name} needs a known shape, but is {expr.ty}; give it one, with match_cast"
+        )
+    return sizes
 
 
 def same(a: Dim, b: Dim) -> bool:
@@ -33,9 +51,9 @@ def same_dims(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
     return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
 
 
-def product(sizes: Sequence[Dim]):
+def product(sizes: Sequence[Dim]) -> Dim:
     """Product of sizes, 1 for none."""
-    out = 1
+    out: Dim = 1
     for size in sizes:
         out = out * size
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import tvm
@@ -50,7 +50,7 @@ _OPS: dict[str, Callable[..., np.ndarray]] = {
     "relax.reshape": _reshape,
     "relax.broadcast_to": _broadcast,
     "relax.squeeze": lambda c, x: np.squeeze(x, _axes(c.attrs.axis)),
-    "relax.expand_dims": lambda c, x: np.expand_dims(x, _axes(c.attrs.axis)),
+    "relax.expand_dims": lambda c, x: np.expand_dims(x, tuple(int(a) for a in c.attrs.axis)),
     "relax.permute_dims": lambda c, x: np.transpose(x, _axes(c.attrs.axes)),
     "relax.astype": lambda c, x: x.astype(str(c.attrs.dtype)),
     "relax.add": lambda c, x, y: x + y,
@@ -103,3 +103,13 @@ class StaticValues:
         except ValueError:
             return None
         return np.asarray(value, dtype=str(expr.ty.dtype))
+
+    def all(self, exprs: Iterable[relax.Expr]) -> list[np.ndarray] | None:
+        """The values of several expressions, or None where one is known at run time only."""
+        values = []
+        for expr in exprs:
+            value = self(expr)
+            if value is None:
+                return None
+            values.append(value)
+        return values

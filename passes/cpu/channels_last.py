@@ -13,7 +13,7 @@ from ttsnn.passes.cpu.image import Image, channels_last_value, rows_shape, same_
 from ttsnn.passes.cpu.kernels import cpu_layer
 from ttsnn.passes.cpu.layers import LayerBody, conv_body, linear_body, plain_config, tt_conv_body
 from ttsnn.passes.rewriter import BindingRewriter, prune
-from ttsnn.passes.shapes import dims, product, same, same_dims
+from ttsnn.passes.shapes import dims, known_dims, product, same, same_dims
 from ttsnn.passes.static_values import op_name
 from ttsnn.program import layer_name
 
@@ -112,7 +112,7 @@ class _Converter(BindingRewriter):
         if image.spatial:
             out = self.emit(relax.op.permute_dims(out, [0, 1, 4, 2, 3]))
         shape = relax.ShapeExpr(image.logical) if ty is None else ty.shape
-        if same_dims(dims(out), list(shape.values)):
+        if same_dims(known_dims(out), list(shape.values)):
             return out
         return self.emit(relax.op.reshape(out, shape))
 
@@ -120,7 +120,7 @@ class _Converter(BindingRewriter):
         """The image with its repetition over time written out."""
         if not image.repeated:
             return image
-        shape = relax.ShapeExpr([image.steps, *dims(image.expr)[1:]])
+        shape = relax.ShapeExpr([image.steps, *known_dims(image.expr)[1:]])
         return image.like(self.emit(relax.op.broadcast_to(image.expr, shape)))
 
     def _image(self, expr: relax.Expr, like: Image | None = None) -> Image | None:
@@ -163,8 +163,8 @@ class _Converter(BindingRewriter):
         return self._layer(call.args[1], conv_body(call, weight, tuple(x.sizes[2:4])), x)
 
     def _tt_conv(self, call: relax.Call) -> Image | None:
-        cores = [self.static(c) for c in call.args[1:5]]
-        if any(c is None for c in cores):
+        cores = self.static.all(call.args[1:5])
+        if cores is None:
             return None
         x = self._image(call.args[0])
         if x is None or not all(isinstance(s, int) for s in x.sizes[2:4]):
@@ -179,7 +179,7 @@ class _Converter(BindingRewriter):
         x = self._image(call.args[0])
         if x is None or x.spatial:
             return None
-        return self._layer(call.args[1], linear_body(weight, dims(x.expr)[3]), x)
+        return self._layer(call.args[1], linear_body(weight, known_dims(x.expr)[3]), x)
 
     def _layer(self, param: relax.Expr, body: LayerBody, x: Image) -> Image | None:
         if str(x.expr.ty.dtype) not in ("float32", "float64"):
@@ -214,7 +214,7 @@ class _Converter(BindingRewriter):
         x = self._images.get(call.args[0]) if self._is_var(call, 0) else None
         if x is None or x.folded:
             return
-        state = dims(x.expr)[1:]
+        state = known_dims(x.expr)[1:]
         like = Image(x.expr, 1, True, x.spatial)  # v0 has the shape of one timestep
         operands = [self._spread(x).expr, self._state(call.args[1], state, x)]
         for extra in call.args[2:]:
@@ -239,7 +239,7 @@ class _Converter(BindingRewriter):
             dtype = str(x.expr.ty.dtype)
             return self.emit(relax.op.zeros(relax.ShapeExpr(state), dtype))
         if isinstance(v0, relax.Var) and v0 in self._images:
-            image = self._images[v0]
+            image: Image | None = self._images[v0]
         else:
             image = self._image(v0 if isinstance(v0, relax.Var) else self.emit(v0))
         if image is None or image.steps != 1 or image.spatial != x.spatial:
@@ -250,7 +250,8 @@ class _Converter(BindingRewriter):
 
     def _constant(self, expr: relax.Expr, value: np.ndarray) -> relax.Expr:
         """A known operand in its new arrangement: itself where nothing moves."""
-        if self.static(expr).shape == value.shape:
+        old = self.static(expr)
+        if old is not None and old.shape == value.shape:
             return self.get(expr)
         return self._pack(expr, f"{self._owner(expr)}.channels_last", value)
 
@@ -313,7 +314,7 @@ class _Converter(BindingRewriter):
             if (not spatial and h != 1) or (w != 1 and not spatial):
                 out = self.emit(relax.op.permute_dims(out, [0, 1, 4, 2, 3]))
             shape = [p, size, h, w, c] if spatial else rows_shape(p, size, tail[0])
-            if not same_dims(dims(out), shape):
+            if not same_dims(known_dims(out), shape):
                 out = self.emit(relax.op.reshape(out, relax.ShapeExpr(shape)))
             return Image(out, steps, folded, spatial)
         return None
@@ -352,8 +353,9 @@ class _Converter(BindingRewriter):
         if call.attrs.axis is None:
             return None
         keep = bool(call.attrs.keepdims)
-        axes = [x.axis(int(a)) for a in call.attrs.axis]
-        if any(a not in (0, 2, 3) for a in axes):
+        found = [x.axis(int(a)) for a in call.attrs.axis]
+        axes = [a for a in found if a in (0, 2, 3)]
+        if len(axes) < len(found):
             return None
         over_time, over_space = 0 in axes, [a for a in axes if a]
         if over_space and not keep and len(over_space) != 2:
@@ -401,5 +403,5 @@ class _Converter(BindingRewriter):
             return None
         flat = self.emit(relax.op.reshape(x.expr, relax.ShapeExpr([product([p, n]), h, w, c])))
         out = self.emit(getattr(relax.op.nn, name)(flat, *options))
-        after = dims(out)[1:]
+        after = known_dims(out)[1:]
         return x.like(self.emit(relax.op.reshape(out, relax.ShapeExpr([p, n, *after]))))

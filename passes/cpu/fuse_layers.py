@@ -13,7 +13,7 @@ from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.kernels import cpu_layer, layer_config_of
 from ttsnn.passes.cpu.layer_config import LayerConfig, LifConfig
 from ttsnn.passes.rewriter import BindingRewriter, prune
-from ttsnn.passes.shapes import dims, same_dims
+from ttsnn.passes.shapes import dims, known_dims, same_dims
 from ttsnn.passes.static_values import op_name
 
 __all__ = ["FuseLayers"]
@@ -142,7 +142,7 @@ class _Fuser(BindingRewriter):
     ) -> _Pending | None:
         if self.static(other) is not None or not isinstance(other.ty, relax.TensorType):
             return None
-        want, mine, theirs = dims(call), dims(layer), dims(other)
+        want, mine, theirs = known_dims(call), known_dims(layer), dims(other)
         if (
             theirs is None
             or not same_dims(want[1:], mine[1:])
@@ -204,11 +204,11 @@ class _Fuser(BindingRewriter):
             self.get(x)  # takes the first neuron that reads it in
             return
         repeat = self.definition(x)
-        if op_name(repeat) != "relax.broadcast_to" or self.uses[x] != 1:
+        if repeat is None or op_name(repeat) != "relax.broadcast_to" or self.uses[x] != 1:
             return
         layer = repeat.args[0]
         pending = self._pending.get(layer) if isinstance(layer, relax.Var) else None
-        steps = dims(x)[0]
+        steps = known_dims(x)[0]
         if pending is None or pending.config.T != 1:
             return
         made = self._lif(neuron)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tvm import relax
 
-from ttsnn.passes.shapes import dims, product, same
+from ttsnn.passes.shapes import known_dims, product, same
 
 __all__ = ["Image", "channels_last_value", "rows_shape", "same_arrangement"]
 
@@ -36,7 +36,7 @@ class Image:
     @property
     def sizes(self) -> list:
         """P, N, H, W, C, where of rows N is the batch and H = W = 1."""
-        p, n, h, w, c = dims(self.expr)
+        p, n, h, w, c = known_dims(self.expr)
         if self.spatial:
             return [p, n, h, w, c]
         return [p, product([n, h, w]), 1, 1, c]

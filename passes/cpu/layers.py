@@ -32,19 +32,17 @@ class LayerBody:
 def conv_body(call: relax.Call, weight: np.ndarray, in_size: tuple[int, int]) -> LayerBody:
     """``nn.conv2d`` with one group; weight [Cout, Cin, Kh, Kw]."""
     attrs = call.attrs
-    strides = tuple(int(s) for s in attrs.strides)
+    sh, sw = (int(s) for s in attrs.strides)
     top, left, bottom, right = (int(p) for p in attrs.padding)
-    dilation = tuple(int(d) for d in attrs.dilation)
+    dh, dw = (int(d) for d in attrs.dilation)
     cout, cin, kh, kw = weight.shape
-    size = tuple(
-        (s + p - d * (k - 1) - 1) // st + 1
-        for s, p, d, k, st in zip(
-            in_size, (top + bottom, left + right), dilation, (kh, kw), strides
-        )
+    size = (
+        (in_size[0] + top + bottom - dh * (kh - 1) - 1) // sh + 1,
+        (in_size[1] + left + right - dw * (kw - 1) - 1) // sw + 1,
     )
-    taps = [(y * dilation[0] - top, x * dilation[1] - left) for y in range(kh) for x in range(kw)]
+    taps = [(y * dh - top, x * dw - left) for y in range(kh) for x in range(kw)]
     packed = weight.transpose(2, 3, 1, 0).reshape(kh * kw, cin, cout)
-    return LayerBody([(Stage(tuple(taps), in_size, size, cin, cout, strides), packed)], [])
+    return LayerBody([(Stage(tuple(taps), in_size, size, cin, cout, (sh, sw)), packed)], [])
 
 
 def tt_conv_body(

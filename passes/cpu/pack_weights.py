@@ -40,8 +40,8 @@ class _Packer(BindingRewriter):
         config = layer_config_of(value)
         count = len(config.stages) + len(config.half_stages)
         weights = list(value.args[1 : 1 + count])
-        values = [self.static(w) for w in weights]
-        if config.packing is not None or any(v is None for v in values):
+        values = self.static.all(weights)
+        if config.packing is not None or values is None:
             return self.get(value)
         config, packed = pack_layer_weights(config, values, self.target)
         for weight, data in zip(weights, packed):

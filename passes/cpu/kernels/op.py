@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NoReturn
 
 import tvm
 from tvm import relax, tirx
 
 from ttsnn.errors import PassError
 from ttsnn.ops.registry import make_call, register_attr, register_op
-from ttsnn.ops.types import as_int, differ, dims, same_dtype, shape_text
+from ttsnn.ops.types import as_int, differ, dims, known_dims, same_dtype, shape_text
 from ttsnn.passes.cpu.kernels.reference import reference_layer
 from ttsnn.passes.cpu.kernels.signature import operand_shapes, result_shapes
 from ttsnn.passes.cpu.layer_config import LayerConfig
@@ -41,7 +42,7 @@ def cpu_layer(config: LayerConfig, operands: Sequence[relax.Expr]) -> tvm.ir.Cal
     return make_call(OP, operands, {"config": config.to_json()})
 
 
-def _fail(config: LayerConfig, message: str) -> None:
+def _fail(config: LayerConfig, message: str) -> NoReturn:
     raise PassError(f"{OP} ({config.name}): {message}")
 
 
@@ -100,7 +101,7 @@ def _result_types(config: LayerConfig, batch: int | tirx.Expr) -> list[relax.Ten
 
 def _legalize(builder: relax.BlockBuilder, call: tvm.ir.Call) -> tvm.ir.Call:
     config = layer_config_of(call)
-    batch = dims(call.args[0].ty)[1]
+    batch = known_dims(OP, "x", call.args[0].ty)[1]
     name = "layer_" + "".join(c if c.isalnum() else "_" for c in config.name)
     func = reference_layer(config, as_int(batch), name).without_attr("global_symbol")
     out = _result_types(config, batch)

@@ -101,6 +101,7 @@ def _finish(u: Unit, acc: RegisterTile, v: RegisterTile | None, t: Expr, pixel: 
 def _neuron(u: Unit, value: Expr, v: RegisterTile, at: tuple[Point, int, int], out: Expr) -> None:
     """One timestep: spikes to their place, the membrane stays in registers."""
     b, config, lanes = u.body, u.config, at[2]
+    assert config.lif is not None  # only a layer with a neuron has membranes
     before = b.bind(v.get(*at), "v_before")
     spikes, after = lif_step(config.lif, value, before, config.dtype, lanes)
     if "spikes" in config.emit:
