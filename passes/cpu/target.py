@@ -13,6 +13,7 @@ from ttsnn.debugging import instruments
 from ttsnn.errors import TargetError
 from ttsnn.passes.cpu.any_alignment import ALIGNMENT
 from ttsnn.passes.cpu.isa import isa_of
+from ttsnn.passes.cpu.lower_kernels import KERNEL_PIPELINE
 from ttsnn.passes.cpu.pipeline import build_passes, lower_passes
 from ttsnn.passes.cpu.schedule_kernels import FALLBACK, LAYERS, MACS, RULE
 from ttsnn.passes.cpu.training.pipeline import training_passes
@@ -105,7 +106,9 @@ class CpuTarget(Target):
         """Scheduled kernels → executable."""
         mod = lowered.without_attr(PARAMS)
         pipeline = tvm.transform.Sequential(build_passes())
-        return relax.build(mod, self.tvm_target, relax_pipeline=pipeline)
+        return relax.build(
+            mod, self.tvm_target, relax_pipeline=pipeline, tir_pipeline=KERNEL_PIPELINE
+        )
 
     def kernels(self, lowered: tvm.IRModule) -> list[KernelInfo]:
         """The kernels, in the order in which the module's functions call them first."""
