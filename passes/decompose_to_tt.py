@@ -11,6 +11,7 @@ from ttsnn.errors import PassError
 from ttsnn.ops import tt_conv2d, tt_linear
 from ttsnn.passes.layer_calls import LayerCall, layer_calls, network_steps
 from ttsnn.passes.layer_infos import layer_infos
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import known_dims
 from ttsnn.plans import LayerInfo, TTLayer, TTPlan, cores_of_layer
@@ -19,7 +20,7 @@ __all__ = ["DecomposeToTT"]
 
 
 @tvm.transform.module_pass(opt_level=0, name="DecomposeToTT")
-class DecomposeToTT:
+class DecomposeToTT(ModulePass):
     """Replace the layers that a plan names by tensor trains; a bias stays the add behind them.
 
     ``conv2d(x, W) → tt.conv2d(x, g1, g2, g3, g4)`` and ``matmul(x, Wᵀ) → tt.linear(x, cores…)``;

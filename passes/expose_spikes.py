@@ -7,6 +7,7 @@ import json
 import tvm
 from tvm import relax
 
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter
 from ttsnn.passes.static_values import op_name
 
@@ -14,7 +15,7 @@ __all__ = ["ExposeSpikes"]
 
 
 @tvm.transform.module_pass(opt_level=0, name="ExposeSpikes")
-class ExposeSpikes:
+class ExposeSpikes(ModulePass):
     """Append the spikes [T, N, …] of every ``snn.lif`` to the results, in execution order.
 
     ``main → y`` becomes ``main → (y, spikes_0, spikes_1, …)``; a tuple of results is extended.

@@ -6,6 +6,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import dims, same_dims
 from ttsnn.passes.static_values import op_name
@@ -18,7 +19,7 @@ _FOLDABLE = {"relax.nn.conv2d": (1, 0), "relax.tt.conv2d": (4, 0), "relax.matmul
 
 
 @tvm.transform.module_pass(opt_level=0, name="FoldBatchNorm")
-class FoldBatchNorm:
+class FoldBatchNorm(ModulePass):
     """Fold evaluation-mode batch norm into the layer before it.
 
     ``batch_norm(conv(x, w) [+ b]) → conv(x, k·w) + (k·b + β − k·μ)`` with ``k = γ/√(σ² + ε)``

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import dims, known_dims, product, same, same_dims
 from ttsnn.passes.static_values import op_name
@@ -86,7 +87,7 @@ class _Constant:
 
 
 @tvm.transform.module_pass(opt_level=0, name="HoistTimeInvariant")
-class HoistTimeInvariant:
+class HoistTimeInvariant(ModulePass):
     """Sink the repetition of a static image over time below all that carries no state.
 
     ``f(broadcast_to(x, [T, N, …])) → broadcast_to(f(x), [T, N, …])`` for convolutions, pools,

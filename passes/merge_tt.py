@@ -9,6 +9,7 @@ from tvm import relax
 from ttsnn.errors import PassError
 from ttsnn.ops import tt_conv_attrs_of
 from ttsnn.passes.layer_calls import LayerCall, layer_calls
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import known_dims, product
 from ttsnn.tt import ConvCores, check_mode, reconstruct_conv, reconstruct_linear
@@ -17,7 +18,7 @@ __all__ = ["MergeTT"]
 
 
 @tvm.transform.module_pass(opt_level=0, name="MergeTT")
-class MergeTT:
+class MergeTT(ModulePass):
     """Multiply the cores of every tensor train out; exact up to one rounding of the weight.
 
     ``tt.conv2d → conv2d`` with the weight ``layer.weight``; htt has a weight for each kind of

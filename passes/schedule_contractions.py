@@ -27,6 +27,7 @@ from ttsnn.passes.linear_chain import (
     merge_cores,
     parse_linear_form,
 )
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import dims, known_dims
 from ttsnn.passes.static_values import op_name
@@ -50,7 +51,7 @@ class CostModel(Protocol):
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleContractions")
-class ScheduleContractions:
+class ScheduleContractions(ModulePass):
     """Choose the form of every TT layer by the target's cost model.
 
     ``tt.conv2d`` gets the attribute ``form`` (:mod:`ttsnn.passes.contraction`): ``kind=form``

@@ -11,6 +11,7 @@ from tvm.ir import Op
 
 from ttsnn.errors import PassError
 from ttsnn.ops.types import shape_text
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.program import num_inputs, param_names
 
 __all__ = ["VerifyDifferentiable"]
@@ -25,7 +26,7 @@ _STOP = "relax.grad.no_grad"
 
 
 @tvm.transform.module_pass(opt_level=0, name="VerifyDifferentiable")
-class VerifyDifferentiable:
+class VerifyDifferentiable(ModulePass):
     """Check that gradients reach the parameters; the module is returned unchanged.
 
     ``relax.transform.Gradient`` gives zeros, without a word, where a value passes through a call

@@ -7,6 +7,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Var
 
+from ttsnn.passes.module_pass import ModulePass
+
 __all__ = ["ALIGNMENT", "AnyAlignment"]
 
 ALIGNMENT = 4
@@ -14,7 +16,7 @@ ALIGNMENT = 4
 
 
 @tvm.transform.module_pass(opt_level=0, name="AnyAlignment")
-class AnyAlignment:
+class AnyAlignment(ModulePass):
     """Declare the arguments of all kernels as aligned to 4 bytes instead of 64.
 
     TVM lets LLVM assume 64 bytes, and a vector load from an array of NumPy's, which has 16,

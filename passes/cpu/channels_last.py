@@ -12,6 +12,7 @@ from ttsnn.ops import lif_attrs_of, make_call
 from ttsnn.passes.cpu.image import Image, channels_last_value, rows_shape, same_arrangement
 from ttsnn.passes.cpu.kernels import cpu_layer
 from ttsnn.passes.cpu.layers import LayerBody, conv_body, linear_body, plain_config, tt_conv_body
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import dims, known_dims, product, same, same_dims
 from ttsnn.passes.static_values import op_name
@@ -33,7 +34,7 @@ _REDUCTIONS = {f"relax.{name}": getattr(relax.op, name) for name in ("mean", "su
 
 
 @tvm.transform.module_pass(opt_level=0, name="ToChannelsLast")
-class ToChannelsLast:
+class ToChannelsLast(ModulePass):
     """Compute images as [T, N, H, W, C].
 
     ``conv2d`` (one group), ``tt.conv2d`` in the form chosen for it, and products with a

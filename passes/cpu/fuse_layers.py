@@ -12,6 +12,7 @@ from ttsnn.ops import lif_attrs_of
 from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.kernels import cpu_layer, layer_config_of
 from ttsnn.passes.cpu.layer_config import LayerConfig, LifConfig
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import dims, known_dims, same_dims
 from ttsnn.passes.static_values import op_name
@@ -33,7 +34,7 @@ class _Pending:
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseLayers")
-class FuseLayers:
+class FuseLayers(ModulePass):
     """One kernel for a convolution, what is added to it and the neuron that reads it.
 
     - ``add(layer, vector[Cout]) →`` layer with bias,

@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.passes.cpu.kernels import cpu_layer, layer_config_of, pack_layer_weights
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.static_values import op_name
 
@@ -13,7 +14,7 @@ __all__ = ["PackWeights"]
 
 
 @tvm.transform.module_pass(opt_level=0, name="PackWeights")
-class PackWeights:
+class PackWeights(ModulePass):
     """Replace the weights [taps, Cin, Cout] of every ``relax.cpu.layer`` by packed ones.
 
     Args:

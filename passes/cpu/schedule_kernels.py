@@ -15,6 +15,7 @@ from tvm.s_tir.stmt import SBlock
 from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR
 from ttsnn.passes.cpu.layer_config import LayerConfig
+from ttsnn.passes.module_pass import ModulePass
 
 __all__ = ["LAYERS", "MACS", "RULE", "Rule", "ScheduleKernels"]
 
@@ -24,7 +25,7 @@ FALLBACK = "fallback"
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleKernels")
-class ScheduleKernels:
+class ScheduleKernels(ModulePass):
     """Schedule every ``PrimFunc``: rules are asked in order, the first that answers wins.
 
     The functions are marked ``tirx.is_scheduled`` and carry ``ttsnn.rule`` (the rule's name),

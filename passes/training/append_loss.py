@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.errors import PassError
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.training.batch_norm import BatchNormInfo, batch_norm_info
 from ttsnn.passes.training.graph import Emitter, Graph, fresh_vars
 from ttsnn.passes.training.losses import Loss
@@ -15,7 +16,7 @@ __all__ = ["AppendLoss"]
 
 
 @tvm.transform.module_pass(opt_level=0, name="AppendLoss")
-class AppendLoss:
+class AppendLoss(ModulePass):
     """``main(inputs…, params…) → results`` → ``main(inputs…, labels, params…) → (loss, results…)``.
 
     ``labels`` is int64 [N] and the last of the inputs.

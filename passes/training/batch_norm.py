@@ -11,6 +11,7 @@ from tvm import relax
 
 from ttsnn.errors import PassError
 from ttsnn.ops.batch_norm import batch_norm_train
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.static_values import op_name
 from ttsnn.passes.training.graph import Emitter, Graph, fresh_vars, require_static
 from ttsnn.program import layer_name, param_names
@@ -57,7 +58,7 @@ def batch_norm_info(mod: tvm.IRModule) -> BatchNormInfo:
 
 
 @tvm.transform.module_pass(opt_level=0, name="TrainingBatchNorm")
-class TrainingBatchNorm:
+class TrainingBatchNorm(ModulePass):
     """``nn.batch_norm`` on running statistics → ``snn.batch_norm_train`` on those of the batch.
 
     Momentum and epsilon are the layer's, from the imported call. New running statistics are

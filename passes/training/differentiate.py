@@ -9,6 +9,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.errors import PassError
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.static_values import op_name
 from ttsnn.passes.training.gradient import gradient_of
 from ttsnn.passes.training.graph import Emitter, Graph, fresh_vars, operands, require_static
@@ -36,7 +37,7 @@ _RECOMPUTED = {
 
 
 @tvm.transform.module_pass(opt_level=0, name="Differentiate")
-class Differentiate:
+class Differentiate(ModulePass):
     """Program → module with ``forward`` and ``backward``, for an autograd engine around it.
 
     ``forward(inputs…, params…) → (results…, saved…)`` and

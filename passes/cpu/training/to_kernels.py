@@ -15,6 +15,7 @@ from ttsnn.passes.cpu.training.converter import Converter
 from ttsnn.passes.cpu.training.images import Image, Normalised
 from ttsnn.passes.cpu.training.kernels import TrainingKernels
 from ttsnn.passes.cpu.training.link import Link, dense_link, tt_links
+from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.shapes import dims
 from ttsnn.passes.static_values import op_name
 
@@ -31,7 +32,7 @@ _ELEMENTWISE = {
 
 
 @tvm.transform.module_pass(opt_level=0, name="ToTrainingKernels")
-class ToTrainingKernels:
+class ToTrainingKernels(ModulePass):
     """Compute images as [1, T · N, H, W, C], by kernels that are scheduled already.
 
     Convolutions (dense with one group, tensor-train), their gradients, batch norm on batch
