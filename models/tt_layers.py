@@ -97,6 +97,8 @@ class TTConv2d(nn.Module):
         self.dilation = _pair(dilation, "dilation")
         self.padding = conv_padding(padding, self.kernel_size, self.dilation)
         self.timesteps, self.T = timesteps, T
+        # where the network calls the layer once a timestep: which one comes next
+        self.next_step: int | None = None
         shape = (out_channels, in_channels, *self.kernel_size)
         self.ranks = tt.check_conv_ranks(shape, self.mode, ranks)
         seed = int(torch.randint(2**31, ()))
@@ -127,6 +129,9 @@ class TTConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.takes_time and x.dim() == 4:
+            if self.next_step is not None and self.T is not None:
+                self.next_step += 1
+                return self.step(x, self.next_step - 1, self.T)
             if self.T is None or x.shape[0] % self.T:
                 raise ModelImportError(
                     f"TTConv2d (htt): input {list(x.shape)} has time folded into its batch and "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
 from ttsnn import tt
 from ttsnn.errors import PlanError
+from ttsnn.models.time_axis import timesteps_of
 from ttsnn.models.tt_conv_op import centre_padding, conv2d_padded
 from ttsnn.models.tt_layers import TTConv2d, TTLinear, conv_padding
 from ttsnn.plans import LayerInfo, TTLayer, TTPlan, cores_of_layer, find_layer
@@ -85,7 +87,14 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     return model
 
 
-def apply_plan(model: nn.Module, plan: TTPlan, *, init: str = "fit", seed: int = 0) -> nn.Module:
+def apply_plan(
+    model: nn.Module,
+    plan: TTPlan,
+    *,
+    init: str = "fit",
+    seed: int = 0,
+    stepwise: Collection[str] = (),
+) -> nn.Module:
     """A copy of a network with the plan's layers as tensor trains.
 
     The cores are those that the compiler's pass computes from the same plan, bit for bit up to
@@ -96,6 +105,8 @@ def apply_plan(model: nn.Module, plan: TTPlan, *, init: str = "fit", seed: int =
         plan: layer names are the model's module names.
         init: ``"fit"`` approximates the weights, ``"fresh"`` draws cores for training.
         seed: of fresh cores.
+        stepwise: layers that the network calls once a timestep, in a loop of its own, on
+            [N, C, H, W]: an htt layer then counts its calls to know the timestep.
 
     Raises:
         PlanError: the plan names a layer that isn't there, or does not fit it; names the layer.
@@ -103,14 +114,23 @@ def apply_plan(model: nn.Module, plan: TTPlan, *, init: str = "fit", seed: int =
     model = copy.deepcopy(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     infos = [i for i in (_info(n, m) for n, m in modules.items()) if i is not None]
-    steps = getattr(model, "T", None)
-    plan.check(infos, steps if isinstance(steps, int) else None)
+    plan.check(infos, timesteps_of(model))
     for name, layer in plan.layers.items():
         find_layer(infos, name)
         new = _factorised(name, modules[name], layer, plan.T, init, seed)
         new.train(modules[name].training)
         model = _replace(model, modules[name], new)
+        if name in stepwise and isinstance(new, TTConv2d) and new.takes_time:
+            new.next_step = 0
+            model.register_forward_pre_hook(_restart_time)
     return model
+
+
+def _restart_time(model: nn.Module, _args: object) -> None:
+    """Before a network runs: layers that count their calls are at timestep 0."""
+    for layer in model.modules():
+        if isinstance(layer, TTConv2d) and layer.next_step is not None:
+            layer.next_step = 0
 
 
 def _factorised(

@@ -13,7 +13,7 @@ from ttsnn.passes.shapes import dims
 from ttsnn.plans import LayerInfo
 from ttsnn.program import param_names, params_of
 
-__all__ = ["layer_infos", "runs_per_sample"]
+__all__ = ["called_each_step", "layer_infos", "runs_per_sample"]
 
 
 def layer_infos(mod: tvm.IRModule) -> list[LayerInfo]:
@@ -29,6 +29,11 @@ def layer_infos(mod: tvm.IRModule) -> list[LayerInfo]:
         for name, calls in layer_calls(mod).items()
         if calls[0].kind in ("conv2d", "linear")
     ]
+
+
+def called_each_step(mod: tvm.IRModule) -> list[str]:
+    """Names of the layers that the program calls once a timestep, rather than once for all."""
+    return [i.name for i in layer_infos(mod) if i.calls > 1 and i.calls == network_steps(mod)]
 
 
 def _describe(

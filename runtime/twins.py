@@ -14,6 +14,7 @@ from torch import nn
 from ttsnn import models
 from ttsnn.driver import import_source, make_plan
 from ttsnn.errors import ModelImportError
+from ttsnn.passes.layer_infos import called_each_step
 from ttsnn.program import params_of, with_params
 from ttsnn.sources import ModelSource
 
@@ -83,7 +84,9 @@ def make_twins(
     twin = network
     if plan is not None:
         made = make_plan(program, plan, mode)
-        twin = models.apply_plan(network, made, init=init, seed=seed).eval()
+        twin = models.apply_plan(
+            network, made, init=init, seed=seed, stepwise=called_each_step(program)
+        ).eval()
     elif dense is not None:
         network = copy.deepcopy(dense).to(getattr(torch, dtype)).eval()
     dense = network
