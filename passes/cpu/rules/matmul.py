@@ -108,6 +108,23 @@ def _divisor(extent: int | None, most: int) -> int:
     return 1 if extent is None else next(d for d in range(most, 0, -1) if extent % d == 0)
 
 
+def _height(rows: list[int | None]) -> int:
+    """Rows of a tile of fused axes.
+
+    A tile is a part of the innermost axis, or several whole ones within the next: the region of
+    one that starts or ends in between is no box, and its copy would go astray.
+    """
+    if None in rows:
+        return 1
+    height = 1
+    for extent in reversed(rows):
+        part = _divisor(extent, max(1, ROWS // height))
+        height *= part
+        if part != extent:
+            break
+    return height
+
+
 def _extent(sch: Schedule, loop: LoopRV) -> int | None:
     extent = sch.get(loop).extent
     return int(extent) if isinstance(extent, IntImm) else None
@@ -123,12 +140,14 @@ def _tile(sch: Schedule, product: SBlockRV, lanes: int) -> None:
     shared = _last(list(block.writes[0].region))
     second = next(r for r in block.reads if _mentions(list(r.region), shared))
     row_vars = [v.var for v, k in zip(block.iter_vars, kinds) if k == int(IterVar.DataPar)][:-1]
+    extents = [_extent(sch, lp) for lp in rows[-1:]]
     if len(rows) > 1 and not any(_mentions(list(second.region), v) for v in row_vars):
         # one weight for all: batch axes are rows too
+        extents = [_extent(sch, lp) for lp in rows]
         rows = [sch.fuse(*rows)]
     width = _extent(sch, column)
     vector = _divisor(width, lanes)
-    height = _divisor(_extent(sch, rows[-1]), ROWS) if rows else 1
+    height = _height(extents)
     if width is not None and vector < lanes // 2 and width <= 16 * lanes:
         # no good divisor: the row is one odd vector, which LLVM splits
         vector, height = width, height if width <= lanes else 1

@@ -38,6 +38,8 @@ def legalised(shapes, dtype, symbolic=False, op=None):
         ((5, 7), (7, 1)),
         ((3, 16, 12), (12, 48)),
         ((3, 8, 12), (3, 12, 20)),
+        ((3, 4, 12), (12, 3)),  # tiles of rows must not straddle the batch axes
+        ((3, 2, 2, 12), (12, 3)),
         ((7, 13), (13, 37)),
     ],
 )
