@@ -100,7 +100,7 @@ class TrainStep:
     ) -> None:
         self.exchange = exchange or Exchange()
         self.threads = threads
-        common = {"params": params, "frozen_bn": frozen_bn}
+        common: dict[str, Any] = {"params": params, "frozen_bn": frozen_bn}
         self._update: TrainingCode | None = None
         if self.exchange.world == 1:
             mods = [build_train_step(program, loss, optimizer, clip_norm=clip_norm, **common)]

@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         T, size = net.manifest.T, spec.shape[-1]
         step, engine = _compiled_step(net, args.threads), "ttsnn"
         axis = 1 if len(spec.shape) == 5 else 0
-        fixed = spec.shape[axis] if isinstance(spec.shape[axis], int) else None
+        batch_size = spec.shape[axis]
+        fixed = batch_size if isinstance(batch_size, int) else None
         name, dtype = net.manifest.model, spec.dtype
     else:
         source = _common.resolve_model(args)

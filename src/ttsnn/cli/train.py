@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--limit", type=_common.positive, metavar="K", help="training samples")
     group.add_argument("--no-eval", action="store_true", help="no accuracy on the test split")
     group = parser.add_argument_group("training")
-    number = {"type": float, "metavar": "X"}
+    number: dict[str, Any] = {"type": float, "metavar": "X"}
     group.add_argument("--epochs", type=_common.positive, default=10, metavar="K")
     group.add_argument("--batch", type=_common.positive, default=32, metavar="N")
     group.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd")
