@@ -306,11 +306,19 @@ def plan(
     return make_plan(import_source(source, example), rule, mode)
 
 
-def compare(model: Any, **settings: Any) -> dict[str, Any]:
+def compare(model: Any, *, phase: str = "inference", **settings: Any) -> dict[str, Any]:
     """Compile a network, and compare it with PyTorch and other runtimes.
 
-    See :func:`ttsnn.runtime.compare.compare` for the settings and the fields of the result.
+    See :func:`ttsnn.runtime.compare.compare` for the settings and the fields of the result, and
+    :func:`ttsnn.runtime.training.compare_train.compare_train` for ``phase="train"``, one whole
+    training step.
     """
+    if phase == "train":
+        from ttsnn.runtime.training.compare_train import compare_train
+
+        return compare_train(model, **settings)
+    if phase != "inference":
+        raise DataError(f"unknown phase {phase!r}: use inference or train")
     from ttsnn.runtime.compare import compare as run
 
     return run(model, **settings)

@@ -90,3 +90,17 @@ def test_bad_input_ends_with_a_message(tmp_path, capsys):
     index.write_text("{")
     assert main(["train", *short, *run, "--resume"]) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_one_step_agrees_with_pytorch_and_is_timed(capsys):
+    words = ["spiking_mlp", "--dataset", "digits", "--T", "1", "--dtype", "float64", "--batch", "4"]
+    words += ["--phase", "train", "--against", "eager,onnxruntime", "--repeats", "1", "--json"]
+    assert main(["compare", *words]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["ok"]
+    assert data["phase"] == "train"
+    assert 0 < data["max_rel_error"] < 1e-9
+    assert data["flipped_spikes"] == 0
+    assert set(data["time_ms"]) == {"ttsnn", "eager"}
+    assert set(data["peak_memory_mb"]) == {"ttsnn", "eager"}
+    assert data["skipped"] == {"onnxruntime": "does not train"}

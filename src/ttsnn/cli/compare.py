@@ -44,6 +44,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--repeats", type=_common.positive, metavar="K", help="pairs for each peer, instead"
     )
+    parser.add_argument(
+        "--phase",
+        choices=("inference", "train"),
+        default="inference",
+        help="train: one whole training step (default: inference)",
+    )
     group = parser.add_argument_group("real input instead of random")
     group.add_argument("--real", action="store_true", help="the first samples of --dataset")
     _io.add_dataset(group)
@@ -51,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and show."""
-    from ttsnn.runtime.compare import compare
+    from ttsnn.driver import compare
     from ttsnn.runtime.peers import parse_peers
     from ttsnn.targets import get_target
 
@@ -77,9 +83,11 @@ def run(args: argparse.Namespace) -> int:
             repeats=args.repeats,
             seed=args.seed,
             x=x,
+            phase=args.phase,
             report=live.update if live is not None else None,
         )
-    _common.emit(args, data, lambda console: show_comparison(console, data))
+    show = show_comparison if args.phase == "inference" else _show_training
+    _common.emit(args, data, lambda console: show(console, data))
     _common.warn_fallbacks(data["fallback_kernels"])
     return 0 if data["ok"] else 1
 
@@ -144,7 +152,31 @@ def show_comparison(console: Console, data: dict[str, Any]) -> None:
     facts.add_row("weights", data["weights"])
     console.print(facts)
 
-    table = Table("", "ms a call", "time / ours", "quartiles", "peak MB")
+    _show_times(console, data, "ms a call")
+
+
+def _show_training(console: Console, data: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    verdict = "[green]agrees[/green]" if data["ok"] else "[bold red]does NOT agree[/bold red]"
+    console.print(
+        f"[bold]{data['model']}[/bold] ({data['mode'] or 'dense'}), one training step, "
+        f"{data['dtype']}, batch {data['batch']}, {data['threads']} thread(s): {verdict} with "
+        "PyTorch"
+    )
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("change of weights, relative error", f"{data['max_rel_error']:.2e}")
+    facts.add_row("worst parameter", f"{data['worst']} of {data['parameters']}")
+    facts.add_row("loss, relative error", f"{data['loss_rel_error']:.2e}")
+    facts.add_row("flipped spikes", f"{data['flipped_spikes']} of {data['spike_places']}")
+    console.print(facts)
+    _show_times(console, data, "ms a step")
+
+
+def _show_times(console: Console, data: dict[str, Any], unit: str) -> None:
+    from rich.table import Table
+
+    table = Table("", unit, "time / ours", "quartiles", "peak MB")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, ms in data["time_ms"].items():
