@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from ttsnn.errors import PassError
 from ttsnn.passes.cpu.training.images import Image, Normalised
 from ttsnn.passes.cpu.training.kernels import TrainingKernels
 from ttsnn.passes.rewriter import bindings_of
-from ttsnn.passes.shapes import dims
+from ttsnn.passes.shapes import dims, known_dims
 from ttsnn.passes.static_values import op_name
 
 __all__ = ["Converter"]
@@ -97,7 +99,8 @@ class Converter:
                 self.plain[var] = self.bind(self._generic(value))
 
     def _alias(self, var: relax.Var, value: relax.Var) -> None:
-        for table in (self.images, self.plain, self.lazy, self.items):
+        tables: tuple[dict[relax.Var, Any], ...] = (self.images, self.plain, self.lazy, self.items)
+        for table in tables:
             if value in table:
                 table[var] = table[value]
 
@@ -158,7 +161,7 @@ class Converter:
 
     def reshape(self, expr: relax.Expr, shape: Sequence[int]) -> relax.Expr:
         """Another shape, which costs nothing."""
-        if tuple(dims(expr)) == tuple(shape):
+        if tuple(known_dims(expr)) == tuple(shape):
             return expr
         return self.bind(relax.op.reshape(expr, [int(s) for s in shape]))
 
@@ -182,6 +185,20 @@ class Converter:
             self.images[expr] = image
         return image
 
+    def known_image(self, expr: relax.Expr) -> Image:
+        """The value channels last, of an operator that takes nothing else.
+
+        Raises:
+            PassError: where it is no [(T,) N, C, H, W].
+        """
+        image = self.image(expr)
+        if image is None:
+            raise PassError(
+                f"a training kernel needs [(T,) N, C, H, W], got {getattr(expr, 'ty', expr)}; "
+                "reshape it in the network"
+            )
+        return image
+
     def is_image(self, expr: relax.Expr) -> bool:
         """Whether the value is held channels last (or would be, if it were wanted)."""
         return isinstance(expr, relax.Var) and (expr in self.images or expr in self.lazy)
@@ -194,7 +211,7 @@ class Converter:
     def is_zero(self, expr: relax.Expr) -> bool:
         """Whether a value is zero for sure."""
         seen = self.bound.get(expr) if isinstance(expr, relax.Var) else expr
-        while op_name(seen) in ("relax.reshape", "relax.broadcast_to"):
+        while seen is not None and op_name(seen) in ("relax.reshape", "relax.broadcast_to"):
             inner = seen.args[0]
             seen = self.bound.get(inner) if isinstance(inner, relax.Var) else inner
         if isinstance(seen, tvm.ir.GenericConst):

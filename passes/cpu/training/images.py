@@ -8,7 +8,7 @@ from math import prod
 
 from tvm import relax
 
-from ttsnn.passes.shapes import dims
+from ttsnn.passes.shapes import known_dims
 
 __all__ = ["Image", "Normalised"]
 
@@ -26,9 +26,10 @@ class Image:
     lead: tuple[int, ...]
 
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def sizes(self) -> tuple[int, int, int, int]:
         """R, H, W, C."""
-        return tuple(dims(self.expr)[1:])
+        _, r, h, w, c = known_dims(self.expr)
+        return r, h, w, c
 
     @property
     def shape(self) -> tuple[int, ...]:

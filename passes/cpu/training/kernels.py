@@ -31,7 +31,7 @@ from ttsnn.passes.cpu.kernels.weight_map import core_grads, packed_weight
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 from ttsnn.passes.cpu.rules.layer import DEFAULT_THREADS
 from ttsnn.passes.cpu.training.link import Link, input_phases
-from ttsnn.passes.shapes import dims
+from ttsnn.passes.shapes import known_dims
 
 __all__ = ["TrainingKernels"]
 
@@ -98,7 +98,7 @@ class TrainingKernels:
                 parts[phase.place] = self._tap_conv(phase.stage, dy, weight)
         if link.stage.strides == (1, 1):
             return parts[0, 0]
-        shape = (1, dims(dy)[1], *link.stage.in_size, link.stage.in_channels)
+        shape = (1, known_dims(dy)[1], *link.stage.in_size, link.stage.in_channels)
         strides, present = link.stage.strides, tuple(parts)
         return self.call(
             ("interleave", shape, strides, present, dtype),
@@ -110,7 +110,7 @@ class TrainingKernels:
 
     def conv_weight_grads(self, link: Link, x: relax.Var, dy: relax.Var) -> list[relax.Var]:
         """Gradients of the link's parameters, in the order of ``link.sources``."""
-        stage, dtype, images = link.stage, _dtype(x), dims(x)[1]
+        stage, dtype, images = link.stage, _dtype(x), known_dims(x)[1]
         # channels beyond a rank are zero
         channels = (link.weight.channels[0], stage.out_channels)
         (dw,) = self.call(
@@ -154,7 +154,7 @@ class TrainingKernels:
     def _tap_conv(
         self, stage: Stage, x: relax.Var, weight: relax.Var, side: relax.Var | None = None
     ) -> relax.Var:
-        dtype, images = _dtype(x), dims(x)[1]
+        dtype, images = _dtype(x), known_dims(x)[1]
         config = LayerConfig(
             name="",
             T=1,
@@ -262,7 +262,7 @@ def _dtype(x: relax.Expr) -> str:
 
 
 def _shape(x: relax.Expr) -> tuple[int, ...]:
-    return tuple(dims(x))
+    return tuple(known_dims(x))
 
 
 def _state(shape: tuple[int, ...], neuron: TrainedNeuron) -> tuple[int, ...]:

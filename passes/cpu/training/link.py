@@ -55,13 +55,9 @@ def dense_link(
 ) -> Link:
     """A dense convolution with a weight [Cout, Cin, Kh, Kw]."""
     cout, cin, kh, kw = shape
-    attrs = TTConvAttrs(strides=tuple(strides), padding=tuple(padding), dilation=tuple(dilation))
-    top, left = attrs.padding[:2]
-    taps = [
-        (y * attrs.dilation[0] - top, x * attrs.dilation[1] - left)
-        for y in range(kh)
-        for x in range(kw)
-    ]
+    (sh, sw), (top, left, bottom, right), (dh, dw) = strides, padding, dilation
+    attrs = TTConvAttrs(strides=(sh, sw), padding=(top, left, bottom, right), dilation=(dh, dw))
+    taps = [(y * dh - top, x * dw - left) for y in range(kh) for x in range(kw)]
     size = attrs.out_size(in_size, (kh, kw))
     stage = Stage(tuple(taps), in_size, size, cin, cout, attrs.strides)
     weight = WeightMap((tuple(shape),), tuple(((0, j),) for j in range(kh * kw)))
@@ -109,8 +105,8 @@ def _tt_link(
 ) -> Link:
     if name != "cross":
         source = int(name[1]) - 1
-        taps = tuple(((0, j),) for j in range(len(stage.taps)))
-        return Link(stage, WeightMap((tuple(shapes[source]),), taps), (source,))
+        single = tuple(((0, j),) for j in range(len(stage.taps)))
+        return Link(stage, WeightMap((tuple(shapes[source]),), single), (source,))
     kh, kw = shapes[1][2], shapes[2][2]
     (dh, dw), (top, left) = attrs.dilation, attrs.padding[:2]
     rows = [k * dh - top for k in range(kh)]

@@ -16,7 +16,7 @@ from ttsnn.passes.cpu.training.images import Image, Normalised
 from ttsnn.passes.cpu.training.kernels import TrainingKernels
 from ttsnn.passes.cpu.training.link import Link, dense_link, tt_links
 from ttsnn.passes.module_pass import ModulePass
-from ttsnn.passes.shapes import dims
+from ttsnn.passes.shapes import dims, known_dims
 from ttsnn.passes.static_values import op_name
 
 __all__ = ["ToTrainingKernels"]
@@ -97,9 +97,9 @@ class _Lowering(Converter):
         layouts = (str(a.data_layout), str(a.kernel_layout), str(a.out_layout))
         if int(a.groups) != 1 or layouts != ("NCHW", "OIHW", "NCHW"):
             return None
-        x = self.image(call.args[0])
+        x = self.known_image(call.args[0])
         link = dense_link(
-            dims(call.args[1]),
+            known_dims(call.args[1]),
             x.sizes[1:3],
             *([int(v) for v in values] for values in (a.strides, a.padding, a.dilation)),
         )
@@ -109,27 +109,28 @@ class _Lowering(Converter):
         w, dy = call.args
         if int(call.attrs["groups"]) != 1:
             return None
-        link = self._dense(dims(w), [int(s) for s in call.attrs["size"]], call)
-        image = self.image(dy)
+        height, width = (int(s) for s in call.attrs["size"])
+        link = self._dense(known_dims(w), (height, width), call)
+        image = self.known_image(dy)
         return replace(image, expr=self.k.conv_input_grad(link, image.expr, [self.get(w)]))
 
     def _conv_weight(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
         if int(call.attrs["groups"]) != 1:
             return None
-        x, dy = (self.image(a) for a in call.args)
-        link = self._dense(dims(call), list(x.sizes[1:3]), call)
+        x, dy = (self.known_image(a) for a in call.args)
+        link = self._dense(known_dims(call), x.sizes[1:3], call)
         return self.k.conv_weight_grads(link, x.expr, dy.expr)[0]
 
-    def _dense(self, shape: Sequence[int], size: list[int], call: relax.Call) -> Link:
+    def _dense(self, shape: Sequence[int], size: tuple[int, int], call: relax.Call) -> Link:
         geometry = ([int(v) for v in call.attrs[n]] for n in ("strides", "padding", "dilation"))
-        return dense_link(tuple(shape), tuple(size), *geometry)
+        return dense_link(tuple(shape), size, *geometry)
 
     def _tt_parts(self, call: relax.Call) -> list[tuple[int, int, list[Link]]]:
         """Ranges of images and the chain that they run."""
         attrs = tt_conv_attrs_of(call)
-        shape = dims(call.args[0])
+        shape = known_dims(call.args[0])
         size, images = tuple(shape[-2:]), prod(shape[:-3])
-        shapes = [tuple(dims(g)) for g in call.args[1:5]]
+        shapes = [tuple(known_dims(g)) for g in call.args[1:5]]
         pad = self.k.rank_multiple(str(call.args[0].ty.dtype))
 
         def links(kind: str) -> list[Link]:
@@ -168,14 +169,14 @@ class _Lowering(Converter):
         return known
 
     def _tt_conv(self, _var: relax.Var, call: relax.Call) -> Image:
-        x, parts = self.image(call.args[0]), []
+        x, parts = self.known_image(call.args[0]), []
         for i, (begin, end, links) in enumerate(self._tt_parts(call)):
             known = self._tt_inputs(call, i, links, self._part(x, begin, end), True)
             parts.append(known[len(links)])
         return self._joined(parts, x)
 
     def _tt_backward(self, var: relax.Var, call: relax.Call) -> list:
-        x, dy = self.image(call.args[0]), self.image(call.args[5])
+        x, dy = self.known_image(call.args[0]), self.known_image(call.args[5])
         cores = [self.get(g) for g in call.args[1:5]]
         to_x = (var, 0) in self.item_reads
         grads: list[relax.Expr | None] = [None] * 4
@@ -199,7 +200,7 @@ class _Lowering(Converter):
     # -- normalisation -----------------------------------------------------------------------
 
     def _batch_norm(self, var: relax.Var, call: relax.Call) -> list | None:
-        if int(call.attrs["axis"]) != len(dims(call.args[0])) - 3:
+        if int(call.attrs["axis"]) != len(known_dims(call.args[0])) - 3:
             return None
         x = self.image(call.args[0])
         if x is None:
@@ -210,11 +211,12 @@ class _Lowering(Converter):
         return [Normalised(x, (gamma, beta, *stats[2:])), *stats]
 
     def _batch_norm_backward(self, _var: relax.Var, call: relax.Call) -> list | None:
-        if int(call.attrs["axis"]) != len(dims(call.args[0])) - 3:
+        if int(call.attrs["axis"]) != len(known_dims(call.args[0])) - 3:
             return None
-        x, dy = self.image(call.args[0]), self.image(call.args[4])
+        x = self.image(call.args[0])
         if x is None:
             return None
+        dy = self.known_image(call.args[4])
         channel = [self.get(a) for a in call.args[1:4]]
         dx, *grads = self.k.batch_norm_backward(x.expr, channel, dy.expr)
         return [replace(x, expr=dx), *grads]
@@ -224,19 +226,19 @@ class _Lowering(Converter):
     def _neuron(self, call: relax.Call) -> tuple[TrainedNeuron, Image, list[relax.Expr]] | None:
         """What a neuron computes, its input, and the kernel's first arguments."""
         attrs = lif_attrs_of(call)
-        x = call.args[0]
-        if attrs.decay_operand or attrs.threshold_operand or len(dims(x)) != 5:
+        x, shape = call.args[0], known_dims(call.args[0])
+        if attrs.decay_operand or attrs.threshold_operand or len(shape) != 5:
             return None
-        if not self.is_image(x) and dims(x)[-1] * dims(x)[-2] == 1:
+        if not self.is_image(x) and shape[-1] * shape[-2] == 1:
             return None
         norm = self.lazy.get(x) if isinstance(x, relax.Var) and x not in self.images else None
-        image = norm.x if norm is not None else self.image(x)
-        image = replace(image, lead=tuple(dims(x)[:2]))
+        image = norm.x if norm is not None else self.known_image(x)
+        image = replace(image, lead=tuple(shape[:2]))
         args: list[relax.Expr] = [image.expr, *(norm.channel if norm is not None else ())]
         zero = self.is_zero(call.args[1])
         if not zero:
-            args.append(self.image(call.args[1]).expr)
-        return TrainedNeuron(attrs, dims(x)[0], norm is not None, not zero), image, args
+            args.append(self.known_image(call.args[1]).expr)
+        return TrainedNeuron(attrs, shape[0], norm is not None, not zero), image, args
 
     def _lif(self, var: relax.Var, call: relax.Call) -> list | None:
         made = self._neuron(call)
@@ -256,9 +258,9 @@ class _Lowering(Converter):
         dspikes, dv_last = call.args[2:]
         zero = self.is_zero(dv_last)
         neuron = replace(neuron, v_last=not zero, dv0=(var, 1) in self.item_reads)
-        args.append(self.image(dspikes).expr)
+        args.append(self.known_image(dspikes).expr)
         if not zero:
-            args.append(self.image(dv_last).expr)
+            args.append(self.known_image(dv_last).expr)
         out = self.k.lif_backward(neuron, args)
         dv0 = Image(out[1], x.lead[1:]) if neuron.dv0 else None
         return [replace(x, expr=out[0]), dv0]
@@ -268,24 +270,25 @@ class _Lowering(Converter):
     def _elementwise(self, _var: relax.Var, call: relax.Call) -> Image | None:
         if not any(self.is_image(a) for a in call.args):
             return None
-        shape = tuple(dims(call))
+        shape = tuple(known_dims(call))
         for arg in call.args:
             size = dims(arg)
             if size is None or (prod(size) != 1 and tuple(size) != shape):
                 return None
         if op_name(call) == "relax.add":
             for zero, other in (call.args, list(reversed(call.args))):
-                if self.is_zero(zero) and tuple(dims(other)) == shape:
+                if self.is_zero(zero) and tuple(known_dims(other)) == shape:
                     return self.image(other)
             done = self._add_normalised(call)
             if done is not None:
                 return done
         args, lead = [], shape[:-3]
         for arg in call.args:
-            if prod(dims(arg)) == 1 and tuple(dims(arg)) != shape:
-                args.append(self.reshape(self.get(arg), ()) if dims(arg) else self.get(arg))
+            size = known_dims(arg)
+            if prod(size) == 1 and tuple(size) != shape:
+                args.append(self.reshape(self.get(arg), ()) if size else self.get(arg))
             else:
-                args.append(self.image(arg).expr)
+                args.append(self.known_image(arg).expr)
         out = self.bind(relax.Call(call.op, args, call.attrs, call.ty_args))
         return Image(out, lead)
 
@@ -293,13 +296,13 @@ class _Lowering(Converter):
         """``batch_norm(x) + side`` in one pass."""
         for norm, side in (call.args, list(reversed(call.args))):
             if norm in self.lazy and norm not in self.images and side.ty.ndim == norm.ty.ndim:
-                other, value = self.image(side), self.lazy[norm]
+                other, value = self.known_image(side), self.lazy[norm]
                 expr = self.k.batch_norm_apply(value.x.expr, value.channel, other.expr)
                 return Image(expr, other.lead)
         return None
 
     def _reshaped(self, var: relax.Var, call: relax.Call) -> Image | bool | None:
-        x, shape = call.args[0], dims(call)
+        x, shape = call.args[0], known_dims(call)
         if not self.is_image(x):
             return None
         value = self.lazy[x].x if x not in self.images else self.images[x]
@@ -314,8 +317,8 @@ class _Lowering(Converter):
 
     def _broadcast(self, _var: relax.Var, call: relax.Call) -> Image | None:
         """[*lead, C, 1, 1] → [*lead, C, H, W], and repetition over time."""
-        shape, source = dims(call), call.args[0]
-        size = dims(source)
+        shape, source = known_dims(call), call.args[0]
+        size = known_dims(source)
         if len(shape) not in (4, 5) or len(size) != len(shape):
             return None
         *lead, c, h, w = shape
@@ -324,7 +327,7 @@ class _Lowering(Converter):
             target = [1, prod(lead), h, w, c]
             return Image(self.bind(relax.op.broadcast_to(wide, target)), tuple(lead))
         if len(lead) == 2 and size == [1, lead[1], c, h, w] and self.is_image(source):
-            image = self.image(source)
+            image = self.known_image(source)
             full = self.bind(relax.op.concat([image.expr] * lead[0], axis=1))
             return Image(full, tuple(lead))
         return None
@@ -334,19 +337,20 @@ class _Lowering(Converter):
         x, axes = call.args[0], call.attrs.axis
         if axes is None or not self.is_image(x):
             return None
-        rank = len(dims(x))
+        rank = len(known_dims(x))
         if sorted(int(a) % rank for a in axes) != [rank - 2, rank - 1]:
             return None
         op = relax.op.mean if op_name(call) == "relax.mean" else relax.op.sum
-        out = self.bind(op(self.image(x).expr, axis=[2, 3]))
-        return self.reshape(out, dims(call))
+        out = self.bind(op(self.known_image(x).expr, axis=[2, 3]))
+        return self.reshape(out, known_dims(call))
 
     def _pool(self, _var: relax.Var, call: relax.Call) -> Image | None:
         """2-D pools, and their gradients, in NHWC."""
         a = call.attrs
         if not any(self.is_image(v) for v in call.args) or str(a.layout) != "NCHW":
             return None
-        args, lead = [], None
+        args: list[relax.Expr] = []
+        lead: tuple[int, ...] = ()
         for arg in call.args:
             image = self.image(arg)
             if image is None or len(image.lead) != 1:
@@ -358,7 +362,7 @@ class _Lowering(Converter):
         options = {k: given[k] for k in _POOL_ATTRS if k in given and "layout" not in k}
         make = _POOLS[op_name(call)]
         out = self.bind(make(*args, **_plain_options(options), layout="NHWC", out_layout="NHWC"))
-        return Image(self.reshape(out, (1, *dims(out))), lead)
+        return Image(self.reshape(out, (1, *known_dims(out))), lead)
 
 
 _POOL_ATTRS = ("pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad")
