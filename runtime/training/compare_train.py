@@ -111,7 +111,9 @@ def compare_train(
                 skipped[name] = "the network has no tensor trains"
             else:
                 say(f"measuring {name}")
-                module = dense if name.startswith("dense_") else network.module
+                module = network.module
+                if name.startswith("dense_") and dense is not None:
+                    module = dense
                 try:
                     call = _peer(kind, copy.deepcopy(module).train(), x, labels)
                     memory[name] = peak_mb(call)
@@ -217,7 +219,8 @@ def _peer(kind: str, module: nn.Module, x: torch.Tensor, labels: np.ndarray) -> 
     elif timed:
         models.set_time_execution(module, "folded")
     if kind == "eager_channels_last":
-        module = module.to(memory_format=torch.channels_last)
+        # torch's overloads of Module.to leave this argument out
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
     forward = None
     if kind == "inductor":
