@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ttsnn.errors import ModelImportError
+from ttsnn.files import check_replaceable
 
 __all__ = ["write_atomically"]
 
@@ -20,6 +21,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     path = Path(path)
     temporary = None
     try:
+        check_replaceable(path)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False, suffix=".part") as f:
             temporary = f.name
             f.write(data)

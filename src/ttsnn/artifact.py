@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from ttsnn.errors import ArtifactError
+from ttsnn.files import check_replaceable
 from ttsnn.specs import TensorSpec
 
 __all__ = [
@@ -179,6 +180,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     temporary: str | None = None
     try:
+        check_replaceable(path)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         yield Path(temporary)

@@ -23,6 +23,7 @@ from ttsnn import __version__
 from ttsnn.artifact import KernelEntry, Manifest, StateEntry, write_artifact
 from ttsnn.debugging import instruments
 from ttsnn.errors import ArtifactError, DataError, ModelImportError, TTSNNError
+from ttsnn.files import check_room
 from ttsnn.program import params_of
 from ttsnn.runtime.cpu import from_llvm
 from ttsnn.runtime.net import Net
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 _META = "ttsnn.meta"
+_LINK_BYTES = 32 << 20  # objects and library of the largest networks so far, several times over
 
 
 class CompiledModel(Net):
@@ -395,6 +397,8 @@ def _check_folder(path: Path) -> None:
         raise ArtifactError(f"{path}: not written, folder {folder} does not exist")
     if path.is_dir():
         raise ArtifactError(f"{path}: not written, it is a folder")
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path}: not written, it is a device or a pipe; name a file")
     if not os.access(folder, os.W_OK):
         raise ArtifactError(f"{path}: not written, folder {folder} is not writable")
 
@@ -404,6 +408,7 @@ def _link(executable: Any) -> bytes:
     with tempfile.TemporaryDirectory(prefix="ttsnn-") as folder:
         file = Path(folder) / "lib.so"
         try:
+            check_room(folder, _LINK_BYTES)
             executable.export_library(str(file), workspace_dir=folder)
             return file.read_bytes()
         except TTSNNError:
@@ -413,7 +418,7 @@ def _link(executable: Any) -> bytes:
             last = (text.strip().splitlines() or [""])[-1]
             cure = (
                 f"the disk of {folder} is full; free space or set TMPDIR"
-                if "No space left" in text
+                if isinstance(error, OSError) or "No space left" in text
                 else "linking needs a C++ compiler (g++ or clang++), see `ttsnn doctor`"
             )
             raise ArtifactError(f"the library cannot be linked ({last}): {cure}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ttsnn.errors import PlanError
+from ttsnn.files import check_replaceable
 from ttsnn.plans.info import Kind, LayerInfo, find_layer
 from ttsnn.tt import (
     check_conv_ranks,
@@ -241,6 +242,7 @@ class TTPlan:
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         temporary = None
         try:
+            check_replaceable(path)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
