@@ -86,9 +86,9 @@ def _contiguous_format() -> Any:
 def _check(spec: TensorSpec, dtype: str, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
     expected = f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
     if dtype != spec.dtype:
+        cure = f", or compile with dtype={dtype!r}" if dtype in ("float32", "float64") else ""
         raise DataError(
-            f"input {spec.name} must be {expected}, got dtype {dtype}; convert it, or compile "
-            f"with dtype={dtype!r}"
+            f"input {spec.name} must be {expected}, got dtype {dtype}; convert it{cure}"
         )
     fits = len(shape) == len(spec.shape)
     fresh: dict[str, int] = {}
