@@ -38,9 +38,12 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         else:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        # torch's own text advises to unpickle files that nobody should trust
+        reason = type(error).__name__
+        if path.suffix == ".safetensors":
+            reason += f": {first_line(error)}"
         raise ModelImportError(
-            f"{path}: cannot be read as a state_dict "
-            f"({type(error).__name__}: {first_line(error)}); save it with torch.save("
+            f"{path}: cannot be read as a state_dict ({reason}); save it with torch.save("
             "model.state_dict(), path) or as .safetensors"
         ) from error
     while isinstance(data, dict):
