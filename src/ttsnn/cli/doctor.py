@@ -24,7 +24,6 @@ __all__ = ["Check", "add_parser", "checks", "run"]
 _REQUIRED = ("numpy", "scipy", "networkx", "safetensors", "rich", "torch", "scikit-learn")
 _OPTIONAL = {
     "onnx": "export to and import from ONNX",
-    "onnxscript": "export to ONNX",
     "onnxruntime": "a peer of compare",
     "matplotlib": "plots",
 }
