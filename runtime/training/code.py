@@ -14,10 +14,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from ttsnn.debugging import instruments
 from ttsnn.errors import DataError, TargetError
-from ttsnn.passes.cpu.schedule_kernels import FALLBACK, RULE
-from ttsnn.passes.cpu.training import training_passes
 from ttsnn.passes.training import Manifest, Slot
 from ttsnn.runtime.tensors import aligned_copy, kind_of
 from ttsnn.runtime.threads import apply_threads, prepare
@@ -92,13 +89,9 @@ def build_training(mod: tvm.IRModule, target: str = "cpu") -> TrainingCode:
     if chosen.name != "cpu":
         raise TargetError(f"target {target} cannot train; compile for cpu")
     manifest = Manifest.of(mod)
-    lowered = lower(mod, chosen.tvm_target)
+    lowered = chosen.lower_training(mod)
     executable = chosen.build(lowered)
-    fallbacks = tuple(
-        str(gv.name_hint)
-        for gv, func in lowered.functions_items()
-        if isinstance(func, tvm.tirx.PrimFunc) and str((func.attrs or {}).get(RULE)) == FALLBACK
-    )
+    fallbacks = tuple(k.name for k in chosen.kernels(lowered) if not k.scheduled)
     if fallbacks:
         shown = ", ".join(fallbacks[:5]) + (" …" if len(fallbacks) > 5 else "")
         warnings.warn(
@@ -109,15 +102,6 @@ def build_training(mod: tvm.IRModule, target: str = "cpu") -> TrainingCode:
         )
     seconds = time.perf_counter() - start
     return TrainingCode(manifest, executable, fallbacks, seconds)
-
-
-def lower(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
-    """Training program → module of scheduled kernels and the functions that call them."""
-    names = list(Manifest.of(mod).functions)
-    with instruments(None), target:
-        for step in training_passes(target, names):
-            mod = step(mod)
-    return mod
 
 
 def share(value: Any, slot: Slot) -> Any:
