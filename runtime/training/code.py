@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from ttsnn.errors import DataError, TargetError
+from ttsnn.errors import DataError
 from ttsnn.passes.training import Manifest, Slot
 from ttsnn.runtime.tensors import aligned_copy, kind_of
 from ttsnn.runtime.threads import apply_threads, prepare
@@ -86,8 +86,6 @@ def build_training(mod: tvm.IRModule, target: str = "cpu") -> TrainingCode:
     """
     start = time.perf_counter()
     chosen = get_target(target)
-    if chosen.name != "cpu":
-        raise TargetError(f"target {target} cannot train; compile for cpu")
     manifest = Manifest.of(mod)
     lowered = chosen.lower_training(mod)
     executable = chosen.build(lowered)

@@ -99,6 +99,16 @@ class Target(ABC):
             PassError, TargetError: the network has something that the target cannot do.
         """
 
+    def lower_training(
+        self, mod: tvm.IRModule, *, dump_ir: str | os.PathLike | None = None
+    ) -> tvm.IRModule:
+        """The same for a training program (:mod:`ttsnn.passes.training`).
+
+        Raises:
+            TargetError: the target cannot train, which is so unless it says otherwise.
+        """
+        raise TargetError(f"target {self.name} cannot train; compile for cpu")
+
     @abstractmethod
     def build(self, lowered: tvm.IRModule) -> Any:
         """Generate code: an executable with ``export_library``."""
