@@ -27,7 +27,6 @@ from ttsnn.errors import TargetError
 __all__ = [
     "Architecture",
     "Cluster",
-    "Dma",
     "Dram",
     "Link",
     "Scratchpad",
@@ -89,6 +88,7 @@ class Cluster:
         rows, cols: PEs; output positions lie along rows, output channels along columns.
         dataflow: what stays in the PEs: output stationary or weight stationary.
         weight_buffer, input_buffer, output_buffer: SRAM, bytes.
+        banks: of each buffer; ``bank_width`` bytes a cycle each.
         scratchpad: register files of each PE.
         skip_zeros: a zero operand takes no cycle either; else it saves energy only.
     """
@@ -100,6 +100,8 @@ class Cluster:
     weight_buffer: Bytes
     input_buffer: Bytes
     output_buffer: Bytes
+    banks: Annotated[int, Range(1, 256)]
+    bank_width: Bytes
     scratchpad: Scratchpad
     skip_zeros: bool = False
 
@@ -133,18 +135,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class Dram:
-    """Off-chip memory: bandwidth and the cycles from a request to its first byte."""
+    """Off-chip memory.
+
+    Attributes:
+        bytes_per_cycle: bandwidth of the read channel, and of the write channel.
+        latency: cycles from a request to its first byte; requests overlap.
+        burst: bytes that each contiguous run is rounded up to, in time (not in what is counted).
+    """
 
     bytes_per_cycle: Positive
     latency: Annotated[int, Range(0)]
-
-
-@dataclass(frozen=True)
-class Dma:
-    """Engines between DRAM and buffers; ``burst``: bytes that a transfer is rounded up to."""
-
-    load_queues: Annotated[int, Range(1, 64)]
-    store_queues: Annotated[int, Range(1, 64)]
     burst: Bytes
 
 
@@ -169,7 +169,6 @@ class Architecture:
     gradient: Unit
     optimizer: Unit
     dram: Dram
-    dma: Dma
     links: tuple[Link, ...] = ()
 
     def check(self, bad: _Bad) -> None:
