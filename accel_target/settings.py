@@ -118,6 +118,10 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
         if not isinstance(value, list):
             raise _bad(where, key, f"must be a list, got {value!r}", f"write [[{key}]]")
         return tuple(_value(inner[0], v, where, f"{key}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _bad(where, key, f"must be a table of keys, got {value!r}", f"write [{key}]")
+        return {k: _value(inner[1], v, where, f"{key}.{k}") for k, v in value.items()}
     if origin is typing.Literal:
         if value not in inner:
             raise _bad(where, key, f"has no setting {value!r}", f"choose {' or '.join(inner)}")
@@ -146,6 +150,8 @@ def to_plain(value: Any) -> Any:
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [to_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: to_plain(v) for k, v in value.items()}
     return value
 
 
