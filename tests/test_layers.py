@@ -16,12 +16,13 @@ PARTS = {"models", "frontend", "passes", "accel_target", "runtime"}
 CORE = {"errors", "specs", "files", "lif_attrs", "tt", "plans", "config"}
 ALLOWED = {
     "core": CORE,
+    "cuda": CORE | {"cuda"},
     "ops": CORE | {"ops", "program"},
     "program": CORE | {"program"},
     "debugging": CORE | {"program", "debugging"},
     "models": CORE | {"models", "weights"},
     "frontend": CORE | {"ops", "program", "models", "frontend"},
-    "passes": CORE | {"ops", "program", "debugging", "passes", "targets"},
+    "passes": CORE | {"cuda", "ops", "program", "debugging", "passes", "targets"},
     "targets": CORE | {"ops", "program", "passes", "targets"},
     "accel_target": CORE | {"ops", "program", "passes", "targets", "accel_target"},
     "artifact": CORE | {"artifact"},
@@ -30,6 +31,7 @@ FORBIDDEN_LIBRARIES = {
     "core": {"torch", "tvm"},
     "models": {"tvm"},
     "passes": {"torch"},
+    "cuda": {"torch"},
     "ops": {"torch"},
     "program": {"torch"},
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "ArtifactError",
     "DataError",
+    "DeviceError",
     "ModelImportError",
     "PassError",
     "PlanError",
@@ -49,3 +50,7 @@ class ArtifactError(TTSNNError):
 
 class DataError(TTSNNError):
     """A dataset or an input array is missing, malformed, or of the wrong shape or dtype."""
+
+
+class DeviceError(TTSNNError):
+    """A device is missing, or failed while it ran a network."""

@@ -1,0 +1,6 @@
+"""CUDA around the compiler: device code without a GPU, and a GPU that is emulated.
+
+- :mod:`ttsnn.cuda.emulator`: TVM's CUDA runtime over a driver that runs kernels on the CPU.
+
+Needs TVM's runtime alone.
+"""
