@@ -15,6 +15,7 @@ from ttsnn.passes.cpu.any_alignment import ALIGNMENT
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.lower_kernels import KERNEL_PIPELINE
 from ttsnn.passes.cpu.pipeline import build_passes, lower_passes
+from ttsnn.passes.cpu.planned_memory import planned_bytes
 from ttsnn.passes.cpu.schedule_kernels import FALLBACK, LAYERS, MACS, RULE
 from ttsnn.passes.cpu.training.pipeline import training_passes
 from ttsnn.passes.expose_spikes import ExposeSpikes
@@ -109,6 +110,10 @@ class CpuTarget(Target):
         return relax.build(
             mod, self.tvm_target, relax_pipeline=pipeline, tir_pipeline=KERNEL_PIPELINE
         )
+
+    def planned_bytes(self, lowered: tvm.IRModule) -> dict[str, int]:
+        """Function → bytes of the buffers between its kernels; all sizes must be known."""
+        return planned_bytes(lowered.without_attr(PARAMS))
 
     def kernels(self, lowered: tvm.IRModule) -> list[KernelInfo]:
         """The kernels, in the order in which the module's functions call them first."""

@@ -11,6 +11,7 @@ from tvm import relax
 from ttsnn.errors import PassError
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.static_values import op_name
+from ttsnn.passes.training.activation_checkpointing import checkpoint_activations
 from ttsnn.passes.training.gradient import gradient_of
 from ttsnn.passes.training.graph import Emitter, Graph, fresh_vars, operands, require_static
 from ttsnn.passes.training.manifest import Manifest, Signature, Slot
@@ -52,15 +53,24 @@ class Differentiate(ModulePass):
     Args:
         params: names of the parameters to differentiate; None for all trainable ones.
         inputs: names of the inputs to differentiate.
+        activation_checkpointing: save only what backward needs to compute the rest again, see
+            :mod:`ttsnn.passes.training.activation_checkpointing`.
 
     Raises:
         PassError: symbolic sizes; an unknown name; where a gradient would silently be zero
             (see :class:`~ttsnn.passes.VerifyDifferentiable`).
     """
 
-    def __init__(self, params: Collection[str] | None = None, inputs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        params: Collection[str] | None = None,
+        inputs: Sequence[str] = (),
+        *,
+        activation_checkpointing: bool = False,
+    ) -> None:
         self.params = params
         self.inputs = list(inputs)
+        self.activation_checkpointing = activation_checkpointing
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply the pass."""
@@ -86,9 +96,17 @@ class Differentiate(ModulePass):
             VerifyDifferentiable([*trainable, *self.inputs], output=i)(mod)
         func, cotangents = _with_cotangents(graph, outputs)
         adjoint = gradient_of(func, [func.params[i] for i in wanted])
-        split = _Split(adjoint, len(graph.args), len(graph.results))
+        again: frozenset[relax.Var] = frozenset()
+        options = {}
+        if self.activation_checkpointing:
+            results = adjoint.results[1 : 1 + len(graph.results)]
+            made = checkpoint_activations(adjoint, results)
+            # what the second computation is read by, too: items of its tuples
+            adjoint, again = made.graph, frozenset(made.graph.dependent(made.again))
+            options = {"activation_checkpointing": made.options}
+        split = _Split(adjoint, len(graph.args), len(graph.results), again)
         forward, backward = split.forward(), split.backward(cotangents)
-        return _assemble(mod, roles, split, forward, backward, wanted)
+        return _assemble(mod, roles, split, forward, backward, wanted, options)
 
 
 def _with_cotangents(graph: Graph, outputs: list[int]) -> tuple[relax.Function, int]:
@@ -116,6 +134,7 @@ class _Split:
         graph: arguments (program's, then cotangents); results (scalar, program's, gradients).
         count: number of the program's arguments.
         results: number of the program's results.
+        again: values that only backward computes, of activation checkpointing.
         saved: values of the forward part that the backward part reads.
         reads: the program's arguments that the backward part reads.
     """
@@ -123,6 +142,7 @@ class _Split:
     graph: Graph
     count: int
     results: int
+    again: frozenset[relax.Var] = frozenset()
     saved: list[relax.Var] = field(default_factory=list)
     reads: list[relax.Var] = field(default_factory=list)
 
@@ -145,7 +165,7 @@ class _Split:
             self._seen.add(var)
             if var in arguments:
                 reads.add(var)
-            elif self._again(graph.bindings[var]):
+            elif var in self.again or self._again(graph.bindings[var]):
                 stack += operands(graph.bindings[var])
             else:
                 saved.add(var)
@@ -184,6 +204,7 @@ def _assemble(
     forward: relax.Function,
     backward: relax.Function,
     wanted: list[int],
+    options: dict,
 ) -> tvm.IRModule:
     saved = tuple(Slot.of(f"saved_{i}", "saved", v) for i, v in enumerate(split.saved))
     position = {a: i for i, a in enumerate(split.graph.args)}
@@ -200,4 +221,4 @@ def _assemble(
         "backward": Signature(reads + saved + grad_outputs, gradients),
     }
     out = tvm.IRModule({"forward": forward, "backward": backward}, attrs=mod.attrs)
-    return Manifest(functions, batch_norm_entries(mod)).attach(out)
+    return Manifest(functions, batch_norm_entries(mod), options).attach(out)

@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.errors import PassError
+from ttsnn.passes.training.activation_checkpointing import checkpoint_activations
 from ttsnn.passes.training.append_loss import AppendLoss
 from ttsnn.passes.training.batch_norm import TrainingBatchNorm
 from ttsnn.passes.training.differentiate import Differentiate
@@ -34,6 +35,7 @@ def build_autograd(
     inputs: Sequence[str] = (),
     frozen_bn: bool | Collection[str] = False,
     bn_momentum: float | None = None,
+    activation_checkpointing: bool = False,
 ) -> tvm.IRModule:
     """``forward`` and ``backward`` of a program, for ``torch.autograd.Function``.
 
@@ -45,12 +47,15 @@ def build_autograd(
         inputs: names of the inputs to differentiate.
         frozen_bn: batch norms that keep their running statistics; True for all, or names.
         bn_momentum: replaces the layers' momentum.
+        activation_checkpointing: backward computes most activations again instead of reading
+            saved ones, see :mod:`ttsnn.passes.training.activation_checkpointing`.
 
     Raises:
         PassError: see the passes.
     """
     mod = TrainingBatchNorm(frozen_bn, momentum=bn_momentum)(program)
-    return Differentiate(params, inputs)(mod)
+    options = {"activation_checkpointing": activation_checkpointing}
+    return Differentiate(params, inputs, **options)(mod)
 
 
 def build_gradients(
@@ -61,6 +66,7 @@ def build_gradients(
     params: Collection[str] | None = None,
     frozen_bn: bool | Collection[str] = False,
     bn_momentum: float | None = None,
+    activation_checkpointing: bool = False,
 ) -> tvm.IRModule:
     """``main(inputs…, labels, params…) → (loss, results…, new buffers…, gradients…)``.
 
@@ -68,13 +74,15 @@ def build_gradients(
     then call the program of :func:`build_update`.
     """
     loss = loss or CrossEntropy()
-    parts = _Parts.of(program, loss, output, params, frozen_bn, bn_momentum)
+    parts = _Parts.of(
+        program, loss, output, params, frozen_bn, bn_momentum, activation_checkpointing
+    )
     env = fresh_vars(parts.adjoint.args)
     e = Emitter("main", list(env.values()), env)
     func = e.build(lambda: e.emit_graph(parts.adjoint, parts.adjoint.results))
     grads = tuple(Slot(s.name, "grad", s.shape, s.dtype) for s in parts.trained)
     signature = Signature(parts.roles.arguments, parts.roles.results + grads)
-    return _finish(parts.mod, func, signature, {"loss": loss.to_json()})
+    return _finish(parts.mod, func, signature, {"loss": loss.to_json(), **parts.options})
 
 
 def build_update(
@@ -123,6 +131,7 @@ def build_train_step(
     clip_norm: float | None = None,
     frozen_bn: bool | Collection[str] = False,
     bn_momentum: float | None = None,
+    activation_checkpointing: bool = False,
 ) -> tvm.IRModule:
     """One whole step: forward, loss, backward, update, batch-norm statistics.
 
@@ -141,13 +150,17 @@ def build_train_step(
             ``torch.nn.utils.clip_grad_norm_``.
         frozen_bn: batch norms that keep their running statistics; True for all, or names.
         bn_momentum: replaces the layers' momentum.
+        activation_checkpointing: the backward part computes most activations again instead of
+            keeping them, see :mod:`ttsnn.passes.training.activation_checkpointing`.
 
     Raises:
         PassError: symbolic sizes, a gradient that would silently be zero, a loss that does not
             fit the logits, unknown names.
     """
     loss, optimizer = loss or CrossEntropy(), optimizer or SGD()
-    parts = _Parts.of(program, loss, output, params, frozen_bn, bn_momentum)
+    parts = _Parts.of(
+        program, loss, output, params, frozen_bn, bn_momentum, activation_checkpointing
+    )
     update = _Update(optimizer, clip_norm, parts.trained)
     env = fresh_vars(parts.adjoint.args)
     args = list(env.values())
@@ -171,7 +184,8 @@ def build_train_step(
         (*parts.roles.results, *update.result_slots),
     )
     mod = with_params(parts.mod, {**params_of(parts.mod), **update.initial()})
-    return _finish(mod, func, signature, {"loss": loss.to_json(), **update.options})
+    options = {"loss": loss.to_json(), **update.options, **parts.options}
+    return _finish(mod, func, signature, options)
 
 
 def _finish(
@@ -192,12 +206,14 @@ class _Parts:
         roles: of its arguments and results.
         trained: slots of the trained parameters.
         adjoint: its graph, results followed by the gradients of ``trained``.
+        options: what the manifest tells of activation checkpointing; empty without.
     """
 
     mod: tvm.IRModule
     roles: Roles
     trained: list[Slot]
     adjoint: Graph
+    options: dict
 
     @classmethod
     def of(
@@ -208,6 +224,7 @@ class _Parts:
         params: Collection[str] | None,
         frozen_bn: bool | Collection[str],
         bn_momentum: float | None,
+        activation_checkpointing: bool,
     ) -> _Parts:
         mod = TrainingBatchNorm(frozen_bn, momentum=bn_momentum)(program)
         mod = AppendLoss(loss, output)(mod)
@@ -219,7 +236,11 @@ class _Parts:
         roles = Roles.of(mod, Graph.of(main).results, names, loss=True)
         index = [i for i, s in enumerate(roles.arguments) if s.role == "param"]
         adjoint = gradient_of(main, [main.params[i] for i in index])
-        return cls(mod, roles, [roles.arguments[i] for i in index], adjoint)
+        options = {}
+        if activation_checkpointing:
+            made = checkpoint_activations(adjoint, adjoint.results[: len(roles.results)])
+            adjoint, options = made.graph, {"activation_checkpointing": made.options}
+        return cls(mod, roles, [roles.arguments[i] for i in index], adjoint, options)
 
 
 class _Update:

@@ -38,12 +38,14 @@ class TrainingCode:
         executable: TVM's.
         fallbacks: names of kernels without a schedule.
         compile_s: seconds that compiling took.
+        planned_bytes: function → bytes of the buffers between its kernels.
     """
 
     manifest: Manifest
     executable: Any
     fallbacks: tuple[str, ...]
     compile_s: float
+    planned_bytes: dict[str, int]
 
     def __post_init__(self) -> None:
         prepare()
@@ -99,7 +101,8 @@ def build_training(mod: tvm.IRModule, target: str = "cpu") -> TrainingCode:
             stacklevel=2,
         )
     seconds = time.perf_counter() - start
-    return TrainingCode(manifest, executable, fallbacks, seconds)
+    planned = chosen.planned_bytes(lowered)
+    return TrainingCode(manifest, executable, fallbacks, seconds, planned)
 
 
 def share(value: Any, slot: Slot) -> Any:

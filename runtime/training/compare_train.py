@@ -31,6 +31,7 @@ TRAIN_PEERS = ("eager", "eager_loop", "eager_channels_last", "inductor", "dense_
 """What is measured where nothing else is asked for."""
 
 _LR, _MOMENTUM = 0.01, 0.9
+_UNCHECKED = "ttsnn_unchecked"  # the step without activation checkpointing
 
 
 def compare_train(
@@ -49,6 +50,7 @@ def compare_train(
     seed: int = 0,
     options: ModelOptions | None = None,
     x: torch.Tensor | None = None,
+    activation_checkpointing: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Compare one whole step (forward, cross-entropy, backward, SGD with momentum 0.9).
@@ -60,7 +62,9 @@ def compare_train(
         The fields of the inference comparison. Here ``max_rel_error`` is that of the first
         step's change of a parameter, ‖Δ − Δ̂‖₂ / ‖Δ̂‖₂ (``worst`` names it; the denominator is
         floored as in gradcheck), ``agreement`` the share of samples with the same top-1, and
-        ``loss_rel_error`` that of the first loss.
+        ``loss_rel_error`` that of the first loss. ``planned_mb`` is what the buffers between our
+        kernels take. With ``activation_checkpointing`` the step without it is a peer too,
+        ``ttsnn_unchecked``.
     """
     from ttsnn.runtime.peers import PEERS, parse_peers
 
@@ -80,9 +84,18 @@ def compare_train(
         program = network.program(x)
         say("compiling")
         trained = trained_names(twin)
-        step = TrainStep(
-            program, CrossEntropy(), SGD(momentum=_MOMENTUM), params=trained, target=target
-        )
+
+        def compiled(checkpointing: bool) -> TrainStep:
+            return TrainStep(
+                program,
+                CrossEntropy(),
+                SGD(momentum=_MOMENTUM),
+                params=trained,
+                target=target,
+                activation_checkpointing=checkpointing,
+            )
+
+        step = compiled(activation_checkpointing)
         n, classes = x.shape[network.input.batch_axis], step.logits.shape[-1]
         labels = np.random.default_rng(seed).integers(0, classes, n)
         state = step.state()
@@ -99,7 +112,18 @@ def compare_train(
             holder[0] = step(holder[0], x, labels, _LR)[0]
 
         memory: dict[str, float | None] = {"ttsnn": peak_mb(ours)}
+        planned = {"ttsnn": step.planned_mb}
         pairs: dict[str, Pairs] = {}
+        if activation_checkpointing:
+            say("measuring the step without activation checkpointing")
+            plain = compiled(False)
+            other = [plain.state()]
+
+            def unchecked() -> None:
+                other[0] = plain(other[0], x, labels, _LR)[0]
+
+            memory[_UNCHECKED], planned[_UNCHECKED] = peak_mb(unchecked), plain.planned_mb
+            pairs[_UNCHECKED] = time_pairs(ours, unchecked, seconds=seconds, repeats=repeats)
         skipped: dict[str, str] = {}
         dense = network_of(model, x, **settings).module if plan is not None else None
         for name in names:
@@ -144,6 +168,8 @@ def compare_train(
         "time_spread": {k: list(p.spread) for k, p in pairs.items()},
         "time_pairs": {k: len(p.peer_ms) for k, p in pairs.items()},
         "peak_memory_mb": memory,
+        "planned_mb": planned,
+        "activation_checkpointing": step.checkpointing,
         "skipped": skipped,
         "compile_s": {"step": step.compile_s},
         "threads": count,

@@ -35,11 +35,15 @@ class TrainableModule(nn.Module):
     Attributes:
         network: the PyTorch network that owns the weights.
         plan: its tensor-train plan, None where it is dense.
+        activation_checkpointing: whether backward computes activations again.
         threads: CPU threads of each call; None: the process's default.
     """
 
-    def __init__(self, network: Network, *, target: str = "cpu") -> None:
+    def __init__(
+        self, network: Network, *, target: str = "cpu", activation_checkpointing: bool = False
+    ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self._adopt(network.module)
         # not registered: its parts are, under their own names
         self.__dict__["_source"] = network
@@ -124,6 +128,7 @@ class TrainableModule(nn.Module):
                 params=wanted,
                 inputs=[name] if input_grad else [],
                 frozen_bn=frozen,
+                activation_checkpointing=self.activation_checkpointing,
             )
             if any(s.role == "state" for s in mod_arguments(mod)):
                 raise ModelImportError(
@@ -165,7 +170,11 @@ class TrainableModule(nn.Module):
 
         source: Network = self.__dict__["_source"]
         module = copy.deepcopy(source.module, memo)
-        out = TrainableModule(replace(source, module=module), target=self.target)
+        out = TrainableModule(
+            replace(source, module=module),
+            target=self.target,
+            activation_checkpointing=self.activation_checkpointing,
+        )
         out.threads = self.threads
         out._codes = dict(self._codes)
         out.training = self.training

@@ -83,6 +83,11 @@ class TrainStep:
             :func:`ttsnn.passes.training.build_train_step`.
         target: as in :func:`ttsnn.compile`.
         exchange: the processes.
+        activation_checkpointing: as there.
+
+    Attributes:
+        planned_mb: 10⁶ bytes of the buffers between the kernels of forward and backward.
+        checkpointing: what activation checkpointing did; None without.
     """
 
     def __init__(
@@ -97,10 +102,15 @@ class TrainStep:
         target: str = "cpu",
         exchange: Exchange | None = None,
         threads: int | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
         self.exchange = exchange or Exchange()
         self.threads = threads
-        common: dict[str, Any] = {"params": params, "frozen_bn": frozen_bn}
+        common: dict[str, Any] = {
+            "params": params,
+            "frozen_bn": frozen_bn,
+            "activation_checkpointing": activation_checkpointing,
+        }
         self._update: TrainingCode | None = None
         if self.exchange.world == 1:
             mods = [build_train_step(program, loss, optimizer, clip_norm=clip_norm, **common)]
@@ -113,6 +123,8 @@ class TrainStep:
         self._check(Manifest.of(mods[0]))
         self._main = build_training(mods[0], target)
         self.manifest = self._main.manifest
+        self.checkpointing = self.manifest.options.get("activation_checkpointing")
+        self.planned_mb = self._main.planned_bytes.get("main", 0) / 1e6
         self.slots = {
             (s.role, s.name): s
             for mod in mods

@@ -75,6 +75,8 @@ class Trainer:
         checkpoint_every: updates between two checkpoints, beside one after every epoch.
         tensorboard: write TensorBoard's files too.
         target, threads, options: as in :func:`ttsnn.compile`.
+        activation_checkpointing: keep few activations and compute the others again in the
+            backward pass: less memory, more time, the same bits.
         progress: show a progress bar, where stderr is a terminal.
 
     Raises:
@@ -110,6 +112,7 @@ class Trainer:
         target: str = "cpu",
         threads: int | None = None,
         options: ModelOptions | None = None,
+        activation_checkpointing: bool = False,
         progress: bool = True,
     ) -> None:
         _check_numbers(batch=batch, epochs=epochs, checkpoint_every=checkpoint_every or 1)
@@ -151,6 +154,7 @@ class Trainer:
             target=target,
             exchange=self.exchange,
             threads=threads,
+            activation_checkpointing=activation_checkpointing,
         )
         self.classes = self._step.logits.shape[-1]
         for samples, what in ((self.samples, "training data"), (self.eval_samples, "eval data")):
@@ -200,6 +204,11 @@ class Trainer:
     def fallback_kernels(self) -> tuple[str, ...]:
         """Kernels of the step that run as plain loops."""
         return self._step.fallbacks
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """``planned_mb`` of forward and backward; ``checkpointing``: None where it is off."""
+        return {"planned_mb": self._step.planned_mb, "checkpointing": self._step.checkpointing}
 
     @property
     def compile_s(self) -> float:

@@ -93,6 +93,7 @@ def compile(
     dump_ir: str | os.PathLike | None = None,
     options: ModelOptions | None = None,
     training: bool = False,
+    activation_checkpointing: bool = False,
 ) -> Any:
     """Compile a spiking network.
 
@@ -118,6 +119,8 @@ def compile(
             :class:`ttsnn.runtime.training.module.TrainableModule`. Without a plan it shares the
             model's weights. Its batch size comes with each call; ``out``, ``record_spikes`` and
             ``dynamic_batch`` are for inference alone.
+        activation_checkpointing: with ``training``: backward computes activations again instead
+            of keeping them. Less memory, more time, the same bits.
 
     Returns:
         The network, ready to be called: a :class:`CompiledModel`, or a ``torch.nn.Module`` to
@@ -135,7 +138,17 @@ def compile(
                 "training=True goes without out, record_spikes and dynamic_batch; compile the "
                 "trained network again for inference"
             )
-        return _trainable(model, example, target, plan, mode, init, seed, dtype, options, dump_ir)
+        network = {"plan": plan, "mode": mode, "init": init, "seed": seed, "dtype": dtype}
+        return _trainable(
+            model,
+            example,
+            target,
+            {**network, "options": options},
+            activation_checkpointing,
+            dump_ir,
+        )
+    if activation_checkpointing:
+        raise DataError("activation_checkpointing goes with training=True")
     if out is not None:
         _check_folder(Path(out))
     source = resolve(model, options or ModelOptions(seed=seed), probe=example is None)
@@ -168,22 +181,18 @@ def _trainable(
     model: Any,
     example: Any,
     target: str,
-    plan: Any,
-    mode: str,
-    init: str,
-    seed: int,
-    dtype: str | None,
-    options: ModelOptions | None,
+    settings: dict[str, Any],
+    activation_checkpointing: bool,
     dump_ir: str | os.PathLike | None,
 ) -> Any:
     """A module to train, compiled for the example where one is given."""
     from ttsnn.runtime.training.module import TrainableModule
     from ttsnn.runtime.training.network import network_of
 
-    network = network_of(
-        model, example, plan=plan, mode=mode, init=init, seed=seed, dtype=dtype, options=options
+    network = network_of(model, example, **settings)
+    module = TrainableModule(
+        network, target=target, activation_checkpointing=activation_checkpointing
     )
-    module = TrainableModule(network, target=target)
     module.train()
     if example is not None:
         with instruments(dump_ir):
@@ -323,6 +332,8 @@ def compare(model: Any, *, phase: str = "inference", **settings: Any) -> dict[st
         raise DataError(f"unknown phase {phase!r}: use inference or train")
     from ttsnn.runtime.compare import compare as run
 
+    if settings.pop("activation_checkpointing", False):
+        raise DataError("activation checkpointing is for training: give phase train")
     return run(model, **settings)
 
 

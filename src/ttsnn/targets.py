@@ -117,6 +117,10 @@ class Target(ABC):
     def kernels(self, lowered: tvm.IRModule) -> list[KernelInfo]:
         """The kernels of a lowered module, in order of execution."""
 
+    def planned_bytes(self, lowered: tvm.IRModule) -> dict[str, int]:
+        """Function → bytes of the buffers between its kernels; empty where it is not known."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """Plain dict for ``ttsnn targets``."""
         return {

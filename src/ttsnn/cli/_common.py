@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODES",
+    "add_checkpointing",
     "add_compile",
     "add_dtype",
     "add_model",
@@ -134,6 +135,15 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     """``--threads``."""
     parser.add_argument(
         "--threads", type=positive, metavar="K", help="CPU threads (default: all cores)"
+    )
+
+
+def add_checkpointing(parser: argparse._ActionsContainer) -> None:
+    """``--activation-checkpointing``."""
+    parser.add_argument(
+        "--activation-checkpointing",
+        action="store_true",
+        help="compute activations again in the backward pass: less memory, more time, same bits",
     )
 
 

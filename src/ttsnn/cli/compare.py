@@ -50,6 +50,7 @@ def add_parser(subparsers: Any) -> None:
         default="inference",
         help="train: one whole training step (default: inference)",
     )
+    _common.add_checkpointing(parser)
     group = parser.add_argument_group("real input instead of random")
     group.add_argument("--real", action="store_true", help="the first samples of --dataset")
     _io.add_dataset(group)
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             x=x,
             phase=args.phase,
+            activation_checkpointing=args.activation_checkpointing,
             report=live.update if live is not None else None,
         )
     show = show_comparison if args.phase == "inference" else _show_training
@@ -169,6 +171,8 @@ def _show_training(console: Console, data: dict[str, Any]) -> None:
     facts.add_row("worst parameter", f"{data['worst']} of {data['parameters']}")
     facts.add_row("loss, relative error", f"{data['loss_rel_error']:.2e}")
     facts.add_row("flipped spikes", f"{data['flipped_spikes']} of {data['spike_places']}")
+    planned = [f"{mb:.1f} MB ({name})" for name, mb in data["planned_mb"].items()]
+    facts.add_row("buffers between kernels", ", ".join(planned))
     console.print(facts)
     _show_times(console, data, "ms a step")
 

@@ -61,6 +61,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--label-smoothing", **number, default=0.0)
     group.add_argument("--tet-lambda", **number, default=0.05, help="weight of TET's second term")
     group.add_argument("--frozen-bn", action="store_true", help="keep the running statistics")
+    _common.add_checkpointing(group)
     group = parser.add_argument_group("run")
     group.add_argument("-o", "--out", metavar="RUN", help="folder of checkpoints and logs")
     group.add_argument("--resume", action="store_true", help="go on from RUN's checkpoint")
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
             tensorboard=args.tensorboard,
             target=args.target,
             threads=args.threads,
+            activation_checkpointing=args.activation_checkpointing,
             progress=not args.json,
         )
     _common.warn_fallbacks(trainer.fallback_kernels)
@@ -119,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
         "resumed_at": began if args.resume else None,
         **trainer.fit(),
         "compile_s": trainer.compile_s,
+        "memory": trainer.memory,
         "parameters": sum(p.numel() for p in trainer.module.parameters()),
         "out": args.out,
         "config": trainer.config,
@@ -208,5 +211,12 @@ def _show(console: Console, data: dict[str, Any]) -> None:
         )
     if data["ms_per_step"] is not None:
         console.print(f"{data['ms_per_step']:.2f} ms an update, {data['seconds']:.1f} s")
+    memory = data["memory"]
+    if memory["checkpointing"] is not None:
+        c = memory["checkpointing"]
+        console.print(
+            f"activation checkpointing: {c['segments']} segments; activations of "
+            f"{c['activation_bytes'] / 1e6:.1f} MB need {c['checkpointed_bytes'] / 1e6:.1f} MB"
+        )
     if data["out"]:
         console.print(f"checkpoint and logs in {data['out']}")

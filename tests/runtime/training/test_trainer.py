@@ -259,3 +259,31 @@ def test_twin_merged_network_and_artifact_agree_after_training(tmp_path):
     accuracy = float((logits.argmax(1) == y).double().mean())
     assert trainer.evaluate((x, y))["accuracy"] == pytest.approx(accuracy)
     assert np.isfinite(scale)
+
+
+def test_activation_checkpointing_gives_the_same_bits_in_less_memory():
+    def run(on):
+        torch.manual_seed(0)
+        net = models.MSResNet((2, 1), (1, 8, 8), 3, 2, width=8)  # float32
+        x, y = samples(24, (1, 8, 8))
+        trainer = ttsnn.Trainer(
+            net,
+            (x.float(), y),
+            batch=8,
+            lr=0.05,
+            optimizer=SGD(momentum=0.9),
+            plan="rank=3",
+            activation_checkpointing=on,
+            progress=False,
+        )
+        for _ in range(3):
+            trainer.train_step()
+        return trainer.memory, trainer.state_dict()
+
+    (plain, expected), (checked, state) = run(False), run(True)
+    assert plain["checkpointing"] is None
+    assert checked["checkpointing"]["segments"] > 1
+    assert checked["planned_mb"] < 0.85 * plain["planned_mb"]
+    for name, value in expected.items():
+        assert torch.equal(value, state[name]), name
+    assert int(state["bn1.num_batches_tracked"]) == 3
