@@ -41,6 +41,7 @@ __all__ = [
     "enable",
     "enabled",
     "fail",
+    "graph_launches",
     "launches",
     "order",
     "take_report",
@@ -48,6 +49,7 @@ __all__ = [
 
 ORDERS = ("forward", "reverse", "both")
 _order = "forward"
+_enabled = False  # the driver may be loaded for compiling alone, see ttsnn.cuda.runtime
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,11 @@ def enable(
     Raises:
         TargetError: no C++ compiler, or TVM runs on a real CUDA driver already.
     """
+    global _enabled
     load()
+    if not _enabled:
+        driver().ttsnn_emulator_fail(b"cudaGetDeviceCount", 0, 0)
+        _enabled = True
     if order is not None:
         _set_order(order)
     for key, value in (("threads", threads), ("memory", memory), ("arch", arch)):
@@ -101,7 +107,7 @@ def enable(
 
 def enabled() -> bool:
     """Whether TVM's CUDA runtime runs over the emulated driver in this process."""
-    return driver(required=False) is not None
+    return _enabled
 
 
 def _set_order(name: str) -> None:
@@ -147,6 +153,11 @@ def check() -> None:
 def launches() -> int:
     """Kernels that ran so far, those of graphs included."""
     return int(driver().ttsnn_emulator_launches())
+
+
+def graph_launches() -> int:
+    """CUDA graphs that ran so far."""
+    return int(driver().ttsnn_emulator_graph_launches())
 
 
 def fail(function: str, status: int, after: int = 0) -> None:

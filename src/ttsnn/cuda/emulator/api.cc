@@ -45,6 +45,7 @@ struct Event {
 std::mutex mutex;
 std::map<std::string, std::pair<int, int>> injected;  // function → status, calls before it
 thread_local int last = 0;
+uint64_t graph_launches = 0;
 int captures = 0;
 
 // The status that was injected for a function.
@@ -170,6 +171,7 @@ int ttsnn_emulator_report(char* out, uint64_t room) {
 }
 
 uint64_t ttsnn_emulator_launches() { return launches(); }
+uint64_t ttsnn_emulator_graph_launches() { return graph_launches; }
 uint64_t ttsnn_emulator_bytes() { return allocated_bytes(); }
 
 // --- errors -------------------------------------------------------------------------------------
@@ -359,6 +361,7 @@ int cudaGraphInstantiate(void** out, void* graph, unsigned long long) {
 int cudaGraphLaunch(void* executable, void* stream) {
   ENTER;
   if (stream_of(stream)->capturing) return done(kCaptureUnsupported);
+  ++graph_launches;
   for (const Step& step : **static_cast<std::shared_ptr<Graph>*>(executable)) {
     const int status = step.launch ? run(*step.launch) : copy_bytes(step.copy);
     if (status != kOk) return done(status);

@@ -60,6 +60,7 @@ def load() -> None:
     library.ttsnn_emulator_fail.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
     library.ttsnn_emulator_report.argtypes = [ctypes.c_char_p, ctypes.c_uint64]
     library.ttsnn_emulator_launches.restype = ctypes.c_uint64
+    library.ttsnn_emulator_graph_launches.restype = ctypes.c_uint64
     library.ttsnn_emulator_bytes.restype = ctypes.c_uint64
     ctypes.CDLL(str(runtime))
     _driver = library
