@@ -29,6 +29,7 @@ __all__ = [
     "Format",
     "Level",
     "Op",
+    "Pool",
     "Reduce",
     "UnitKind",
     "Vec",
@@ -66,8 +67,8 @@ class Op(IntEnum):
     BN_RUN = 12  # dst = running statistic; src0 rows (Σx, Σx²), src1 the old one
     BN_APPLY = 13  # dst = (src0 - mean)/σ · γ + β; src1 rows (mean, 1/σ, γ, β)
     BN_SUMS = 14  # dst rows += (Σ dy, Σ dy·x̂); src0 dy, src1 x, src2 rows (mean, 1/σ)
-    BN_GRAD = 15  # dst = dx; src0 dy, src1 x, src2 rows (mean, 1/σ, γ, -, Σ dy, Σ dy·x̂)
-    POOL = 16  # dst = mean or maximum of src0 over a window
+    BN_GRAD = 15  # dst = dx; src0 dy, src1 x, src2 rows (mean, 1/σ, γ, Σ dy, Σ dy·x̂)
+    POOL = 16  # dst = mean, maximum or sum of src0 over a window
     POOLB = 17  # its gradient; src0 dy, src1 x (maximum)
 
 
@@ -110,6 +111,14 @@ class Reduce(IntEnum):
     SUM = 0
     SUM_SQUARES = 1
     MAX = 2
+
+
+class Pool(IntEnum):
+    """Kinds of POOL and POOLB."""
+
+    MEAN = 0  # zeros outside the image count
+    MAX = 1
+    SUM = 2
 
 
 class Format(IntEnum):

@@ -1,0 +1,266 @@
+"""Tensor-train convolutions as nodes: one for each core, forward and backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import relax
+
+from ttsnn.accel_target.codegen.builder import Geometry
+from ttsnn.accel_target.codegen.graph import (
+    Conv,
+    Graph,
+    Image,
+    Map,
+    Node,
+    Rows,
+    Tensor,
+    Weight,
+    WGrad,
+)
+from ttsnn.accel_target.codegen.options import Options
+from ttsnn.accel_target.events import Tag
+from ttsnn.accel_target.isa import Flag, Format, Op, Vec
+from ttsnn.ops import TTConvAttrs
+from ttsnn.passes.contraction import chain_of
+from ttsnn.passes.cpu.layer_config import Stage
+
+__all__ = ["TTImport"]
+
+
+@dataclass(frozen=True)
+class _Core:
+    """One convolution of a chain: which rows of its weight are which rows of which core."""
+
+    geometry: Geometry
+    shape: tuple[int, int, int]
+    rows: tuple[tuple[int, int, int, int], ...]  # (core, its row, rows, at)
+    flags: int = 0
+
+
+_Link = dict[str, _Core]
+"""Convolutions that are added up: one, or the two branches of ptt."""
+
+
+def _links(
+    kind: str,
+    attrs: TTConvAttrs,
+    shapes: list[tuple[int, ...]],
+    size: tuple[int, int],
+    merge_cross: bool,
+) -> list[_Link]:
+    """The chain of a tensor-train convolution; ``kind`` is stt, ptt or half."""
+    chain = chain_of(kind, attrs, [np.broadcast_to(np.float32(0), s) for s in shapes], size)
+    out: list[_Link] = []
+    for name, (stage, _) in chain.items():
+        if name != "cross":
+            core = int(name[1]) - 1
+            out.append({name: _core(stage, stage.taps, ((core, 0, len(stage.taps), 0),))})
+            continue
+        rows, columns = _branches(attrs, shapes)
+        half = int(Flag.HALF)
+        if merge_cross:
+            at = {tap: i for i, tap in enumerate(stage.taps)}
+            parts = [(1, 0, len(rows), at[rows[0]])]
+            parts += [(2, k, 1, at[c]) for k, c in enumerate(columns)]
+            out.append({name: _core(stage, stage.taps, tuple(parts), half)})
+        else:
+            out.append(
+                {
+                    "g2": _core(stage, tuple(rows), ((1, 0, len(rows), 0),), half),
+                    "g3": _core(stage, tuple(columns), ((2, 0, len(columns), 0),), half),
+                }
+            )
+    return out
+
+
+def _branches(attrs: TTConvAttrs, shapes: list[tuple[int, ...]]) -> tuple[list, list]:
+    """Taps of the vertical and of the horizontal branch, as ``chain_of`` has them."""
+    kh, kw = shapes[1][2], shapes[2][2]
+    (dh, dw), (top, left) = attrs.dilation, attrs.padding[:2]
+    rows = [k * dh - top for k in range(kh)]
+    columns = [k * dw - left for k in range(kw)]
+    return [(r, columns[kw // 2]) for r in rows], [(rows[kh // 2], c) for c in columns]
+
+
+def _core(stage: Stage, taps, parts, flags: int = 0) -> _Core:
+    geometry = (*stage.strides, tuple(taps), *stage.in_size, *stage.out_size)
+    return _Core(geometry, (len(taps), stage.in_channels, stage.out_channels), parts, flags)
+
+
+class TTImport:
+    """Part of the importer; see :class:`ttsnn.accel_target.codegen.importer._Importer`."""
+
+    options: Options
+    graph: Graph
+    N: int
+    chain: int
+
+    def emit(self, node: Node) -> None:
+        raise NotImplementedError
+
+    def tag(self, role: str) -> Tag:
+        raise NotImplementedError
+
+    def image(self, name: str, like: Image, shape: tuple[int, int, int], fmt: Format) -> Image:
+        raise NotImplementedError
+
+    def temp(self, name: str, shape: tuple[int, ...], fmt: Format) -> Tensor:
+        raise NotImplementedError
+
+    def _binary(self, x: Image) -> int:
+        raise NotImplementedError
+
+    layer: str
+
+    def _parts(self, x: Image, attrs: TTConvAttrs) -> list[tuple[int, int, str]]:
+        """(first timestep, timesteps, kind) of what runs alike."""
+        if attrs.mode != "htt":
+            return [(0, x.steps, attrs.mode)]
+        full = x.steps if attrs.timesteps < 0 else attrs.timesteps
+        parts = [(0, full, "ptt"), (full, x.steps - full, "half")]
+        return [p for p in parts if p[1]]
+
+    def _chain(self, attrs: TTConvAttrs, cores: list[Tensor], x: Image, kind: str) -> list[_Link]:
+        shapes = [c.host_shape for c in cores]
+        return _links(kind, attrs, shapes, x.shape[:2], self.options.merge_cross)
+
+    def _weight_of(self, name: str, core: _Core, cores: list[Tensor]) -> Weight:
+        seen: set[int] = set()
+        rows = []
+        for k, row, count, at in core.rows:
+            held = set(range(at, at + count))
+            rows.append(Rows(cores[k], row, count, at, add=bool(held & seen)))
+            seen |= held
+        return Weight(core.shape, tuple(rows), f"{self.layer}.{name}")
+
+    def _weights(self, link: _Link, cores: list[Tensor]) -> dict[str, Weight]:
+        return {name: self._weight_of(name, core, cores) for name, core in link.items()}
+
+    def tt_forward(
+        self, x: Image, cores: list[Tensor], attrs: TTConvAttrs, key: relax.Expr
+    ) -> Image:
+        """Nodes of ``tt.conv2d``; returns its result."""
+        y: Image | None = None
+        for start, steps, kind in self._parts(x, attrs):
+            links = self._chain(attrs, cores, x, kind)
+            weights = [self._weights(link, cores) for link in links]
+            if y is None:
+                g = next(iter(links[-1].values()))
+                y = self.image(
+                    f"{self.layer}.conv", x, (*g.geometry[5:7], g.shape[2]), Format.ACTIVATION
+                )
+            part = x.part(start, steps)
+            inner = self._forward(part, links, weights, y.part(start, steps))
+            self._saved[key, start] = inner
+        assert y is not None
+        return y
+
+    def _next_core(self, another: bool) -> None:
+        """Without fusion every core is a chain of its own."""
+        if another and not self.options.fusion:
+            self.chain += 1
+
+    @property
+    def _saved(self) -> dict:
+        return self.__dict__.setdefault("_kept", {})
+
+    def _forward(
+        self, x: Image, links: list[_Link], weights: list[dict[str, Weight]], y: Image | None
+    ) -> list[Image]:
+        """Emit the links; to y, or without the last where there is none. Returns inputs of each."""
+        inputs = [x]
+        if y is not None:
+            self.chain += 1
+        for k, (link, weight) in enumerate(zip(links, weights)):
+            if k == len(links) - 1 and y is None:
+                break
+            first = next(iter(link.values()))
+            shape = (*first.geometry[5:7], first.shape[2])
+            out = (
+                y
+                if k == len(links) - 1
+                else self.image(f"{self.layer}.h{k + 1}", x, shape, Format.ACTIVATION)
+            )
+            assert out is not None
+            source = inputs[-1]
+            self._next_core(k > 0)
+            terms = [
+                (source, weight[n], c.geometry, c.flags | self._binary(source))
+                for n, c in link.items()
+            ]
+            role = "cross" if len(link) > 1 else next(iter(link))
+            self.emit(Conv(self.tag(role), terms, out, chain=self.chain))
+            inputs.append(out)
+        return inputs[: len(links)]
+
+    def tt_backward(
+        self, x: Image, cores: list[Tensor], dy: Image, attrs: TTConvAttrs, key: relax.Expr
+    ) -> tuple:
+        """Nodes of ``tt.conv2d_backward``; returns (dx, dg1, dg2, dg3, dg4)."""
+        dx = self.image(f"{self.layer}.dx", x, x.shape, Format.GRADIENT)
+        grads = [self.temp(f"{c.name}.grad", c.shape, Format.GRADIENT) for c in cores]
+        written: set[int] = set()
+        for start, steps, kind in self._parts(x, attrs):
+            links = self._chain(attrs, cores, x, kind)
+            weights = [self._weights(link, cores) for link in links]
+            self.chain += 1
+            self.graph.gradients[self.chain] = dy.part(start, steps)
+            inputs = self._saved[key, start]
+            if self.options.recompute and self.options.fusion:
+                inputs = self._forward(x.part(start, steps), links, weights, None)
+            d = dy.part(start, steps)
+            for k in range(len(links) - 1, -1, -1):
+                self._next_core(k < len(links) - 1)
+                self.graph.gradients[self.chain] = d
+                self._core_grads(links[k], inputs[k], d, grads, written)
+                first = next(iter(links[k].values()))
+                role = "d" + ("cross" if len(links[k]) > 1 else next(iter(links[k])))
+                target = (
+                    dx.part(start, steps)
+                    if k == 0
+                    else self.image(
+                        f"{self.layer}.dh{k}",
+                        inputs[k],
+                        (*first.geometry[3:5], first.shape[1]),
+                        Format.GRADIENT,
+                    )
+                )
+                terms = [(d, weights[k][n], c.geometry, c.flags) for n, c in links[k].items()]
+                self.emit(Conv(self.tag(role), terms, target, True, chain=self.chain))
+                d = target
+        for k, (core, grad) in enumerate(zip(cores, grads)):
+            if k not in written:  # htt without a full timestep
+                self.emit(
+                    Map(
+                        self.tag("zero"),
+                        Op.VEC,
+                        [Image(core, 0, 1)],
+                        [Image(grad, 0, 1)],
+                        scalars=(0.0,),
+                        flags=int(Vec.MUL),
+                    )
+                )
+        return dx, *grads
+
+    def _core_grads(
+        self, link: _Link, x: Image, dy: Image, grads: list[Tensor], written: set[int]
+    ) -> None:
+        for name, core in link.items():
+            rows = tuple(Rows(grads[k], row, count, at) for k, row, count, at in core.rows)
+            more = any(k in written for k, *_ in core.rows)
+            self.emit(
+                WGrad(
+                    self.tag(f"w{name}"),
+                    x,
+                    dy,
+                    core.geometry,
+                    core.shape,
+                    rows,
+                    core.flags | self._binary(x),
+                    more,
+                    chain=self.chain,
+                )
+            )
+        written |= {k for core in link.values() for k, *_ in core.rows}

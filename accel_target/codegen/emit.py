@@ -1,0 +1,426 @@
+"""A planned nest as instructions."""
+
+from __future__ import annotations
+
+from ttsnn.accel_target.codegen.builder import Builder
+from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Tail, Term, Value
+from ttsnn.accel_target.codegen.tiling import Plan, plan_nest
+from ttsnn.accel_target.isa import DRAM, NONE, Flag, Op, UnitKind
+
+__all__ = ["emit_nest"]
+
+_Box = tuple[int, int]
+
+
+def emit_nest(nest: Nest, b: Builder, down: bool) -> Plan:
+    """Plan a nest and append its instructions.
+
+    Raises:
+        TargetError: it does not fit.
+    """
+    plan = plan_nest(nest, b.arch, down)
+    _Emitter(nest, plan, b).run()
+    return plan
+
+
+class _Emitter:
+    def __init__(self, nest: Nest, plan: Plan, b: Builder) -> None:
+        self.nest, self.plan, self.b = nest, plan, b
+        self.turn = dict.fromkeys(plan.places, 0)  # copies in use, alternating
+        self.touched: set[object] = set()  # sums that hold something
+        self.loaded: set[Param] = set()
+
+    # -- operands --
+
+    def value(self, v: Value, rows: _Box, channels: _Box | None = None) -> int:
+        place = self.plan.places[v]
+        first, count = channels or (0, v.channels)
+        if v.grouped:
+            first = 0
+        return self.b.tile(
+            place.memory,
+            v.format,
+            place.addresses[self.turn[v] % len(place.addresses)],
+            place.size,
+            (0, self.plan.frames),
+            (rows[0], rows[1] - rows[0]),
+            (0, v.width),
+            (first, count),
+        )
+
+    def param(
+        self, p: Param, rows: _Box | None = None, w: _Box | None = None, c: _Box | None = None
+    ) -> int:
+        """Box of a resident parameter; boxes are (first, count)."""
+        place = self.plan.places[p]
+        return self.b.tile(
+            place.memory,
+            p.format,
+            place.addresses[0],
+            place.size,
+            (0, 1),
+            rows or (0, p.shape[0]),
+            w or (0, p.shape[1]),
+            c or (0, p.shape[2]),
+        )
+
+    def block(self, s: Step, p: Param, count: int, axis: str) -> int:
+        """The current block of a streamed parameter."""
+        place = self.plan.places[s, p]
+        w, c = place.size[2], place.size[3]
+        return self.b.tile(
+            place.memory,
+            p.format,
+            place.addresses[self.turn[s, p] % 2],
+            place.size,
+            (0, 1),
+            (0, p.shape[0]),
+            (0, count if axis == "w" else w),
+            (0, count if axis == "c" else c),
+        )
+
+    def dram(self, ref: Ref, v: Value, rows: _Box, channels: _Box | None = None) -> int:
+        n = self.nest.N
+        if ref.repeat:
+            frames = (self.image, self.plan.frames, 0)
+        else:
+            frames = ((ref.step + self.time) * n + self.image, self.plan.frames, n)
+        return self.b.dram(
+            ref.tensor,
+            frames,
+            (rows[0], rows[1] - rows[0]),
+            (0, v.width),
+            channels or (0, v.channels),
+        )
+
+    # -- the loops --
+
+    def run(self) -> None:
+        nest, plan = self.nest, self.plan
+        for self.image in range(nest.N):
+            for self.time in range(0, nest.T, plan.frames):
+                for strip in plan.flow.strips:
+                    for item, start, stop in strip:
+                        self.item(item, (start, stop))
+        for t in nest.tails:
+            self.tail(t)
+        for p in nest.params():
+            if p.stores and not any(q is p for _, q in plan.streams):
+                for part in p.stores:
+                    self.store_part(p, part)
+
+    def item(self, item, rows: _Box) -> None:
+        if isinstance(item, Value):
+            self.turn[item] += 1
+            self.load(item, item.load, rows, self.nest.tag)
+        elif isinstance(item, Step):
+            self.prepare(item)
+            self.whole(item, rows)
+        else:
+            self.group([s for s in self.nest.steps if s.group == item], rows)
+
+    def load(self, v: Value, ref: Ref | None, rows: _Box, tag: int, c: _Box | None = None) -> None:
+        assert ref is not None
+        self.b.emit(
+            Op.LOAD,
+            UnitKind.LOAD,
+            tag,
+            dst=self.value(v, rows, c),
+            src0=self.dram(ref, v, rows, c),
+        )
+
+    def store(self, v: Value, rows: _Box, tag: int, c: _Box | None = None) -> None:
+        if v.store is not None:
+            self.b.emit(
+                Op.STORE,
+                UnitKind.STORE,
+                tag,
+                dst=self.dram(v.store, v, rows, c),
+                src0=self.value(v, rows, c),
+            )
+
+    def prepare(self, s: Step) -> None:
+        """Load the resident parameters that a step reads first."""
+        for p in (*s.params, *(t.weight for t in s.terms), *([s.sum] if s.sum else [])):
+            self.ensure(p, s.tag)
+
+    def ensure(self, p: Param, tag: int) -> None:
+        if p in self.loaded or p not in self.plan.places:
+            return
+        self.loaded.add(p)
+        for part in p.loads:
+            self.b.emit(
+                Op.LOAD,
+                UnitKind.LOAD,
+                tag,
+                dst=self.param(p, (part.at, part.count)),
+                src0=self.part(p, part, (0, p.shape[1]), (0, p.shape[2])),
+                flags=Flag.ACC if part.add else 0,
+            )
+        if p.sums and p.loads:
+            self.touched.add(p)
+
+    def part(self, p: Param, part: Part, w: _Box, c: _Box) -> int:
+        return self.b.dram(part.tensor, (0, 1, 1), (part.row, part.count), w, c)
+
+    def store_part(self, p: Param, part: Part) -> None:
+        self.b.emit(
+            Op.STORE,
+            UnitKind.STORE,
+            p.tag,
+            dst=self.part(p, part, (0, p.shape[1]), (0, p.shape[2])),
+            src0=self.param(p, (part.at, part.count)),
+        )
+
+    # -- steps --
+
+    def whole(self, s: Step, rows: _Box) -> None:
+        """A step outside groups."""
+        if s.op == Op.GEMM:
+            total = s.outs[0].channels
+            block = min(
+                (
+                    self.plan.streams[s, t.weight]
+                    for t in s.terms
+                    if (s, t.weight) in self.plan.streams
+                ),
+                default=total,
+            )
+            for c0 in range(0, total, block):
+                self.gemm(s, rows, (c0, min(block, total - c0)), None)
+        elif s.op == Op.WGRAD:
+            assert s.sum is not None
+            total = s.sum.shape[2]
+            block = self.plan.streams.get((s, s.sum), total)
+            for c0 in range(0, total, block):
+                self.wgrad(s, rows, None, (c0, min(block, total - c0)))
+        else:
+            self.point(s, rows, None)
+        for v in s.outs:
+            self.store(v, rows, s.tag)
+
+    def group(self, steps: list[Step], rows: _Box) -> None:
+        """Block of channels by block of channels."""
+        for s in steps:
+            self.prepare(s)
+        values = list(
+            {
+                id(v): v
+                for s in steps
+                for v in (*s.ins, *(t.x for t in s.terms), *s.outs)
+                if v.grouped
+            }.values()
+        )
+        total = values[0].channels
+        block = self.plan.block
+        for c0 in range(0, total, block):
+            c = (c0, min(block, total - c0))
+            loaded: set[int] = set()
+            for v in values:
+                self.turn[v] += 1
+            for s in steps:
+                for v in (*s.ins, *(t.x for t in s.terms)):
+                    if v.grouped and v.load is not None and id(v) not in loaded:
+                        loaded.add(id(v))
+                        self.load(v, v.load, rows, s.tag, c)
+                if s.op == Op.GEMM:
+                    if any(t.x.grouped for t in s.terms):
+                        self.gemm(s, rows, None, c)
+                    else:
+                        self.gemm(s, rows, c, None)
+                elif s.op == Op.WGRAD:
+                    self.wgrad(
+                        s,
+                        rows,
+                        c if s.ins[0].grouped else None,
+                        c if not s.ins[0].grouped else None,
+                    )
+                else:
+                    self.point(s, rows, c)
+                for v in s.outs:
+                    if v.grouped or c[0] + c[1] == total:
+                        self.store(v, rows, s.tag, c if v.grouped else None)
+
+    def gemm(self, s: Step, rows: _Box, out: _Box | None, inner: _Box | None) -> None:
+        """One block of output channels (``out``) or of input channels (``inner``)."""
+        first = inner is None or inner[0] == 0
+        for t in s.terms:
+            transposed = s.transpose
+            box = out if out is not None else inner
+            assert box is not None
+            axis = "w" if (inner is not None) != transposed else "c"
+            weight = self.weight(s, t, axis, box)
+            self.b.emit(
+                Op.GEMM,
+                s.unit,
+                s.tag,
+                dst=self.value(s.outs[0], rows, out),
+                src0=self.value(t.x, self.input_rows(s, t, rows), inner),
+                src1=weight,
+                attr=self.b.geometry(t.geometry),
+                flags=t.flags
+                | (Flag.TRANSPOSE if transposed else 0)
+                | (0 if first and t is s.terms[0] else Flag.ACC),
+            )
+
+    def input_rows(self, s: Step, t: Term, rows: _Box) -> _Box:
+        return needed_rows(t.geometry, rows, s.transpose)
+
+    def weight(self, s: Step, t: Term, axis: str, box: _Box) -> int:
+        p = t.weight
+        if (s, p) not in self.plan.streams:
+            return self.param(p, None, box if axis == "w" else None, box if axis == "c" else None)
+        self.turn[s, p] += 1
+        tile = self.block(s, p, box[1], axis)
+        place = self.plan.places[s, p]
+        for part in p.loads:
+            self.b.emit(
+                Op.LOAD,
+                UnitKind.LOAD,
+                s.tag,
+                dst=self.b.tile(
+                    place.memory,
+                    p.format,
+                    place.addresses[self.turn[s, p] % 2],
+                    place.size,
+                    (0, 1),
+                    (part.at, part.count),
+                    (0, box[1] if axis == "w" else p.shape[1]),
+                    (0, box[1] if axis == "c" else p.shape[2]),
+                ),
+                src0=self.part(
+                    p,
+                    part,
+                    box if axis == "w" else (0, p.shape[1]),
+                    box if axis == "c" else (0, p.shape[2]),
+                ),
+                flags=Flag.ACC if part.add else 0,
+            )
+        return tile
+
+    def wgrad(self, s: Step, rows: _Box, w: _Box | None, c: _Box | None) -> None:
+        p = s.sum
+        assert p is not None and s.geometry is not None
+        x, dy = s.ins
+        axis, box = ("w", w) if w is not None else ("c", c)
+        assert box is not None
+        key = (s, p, box[0])
+        streamed = (s, p) in self.plan.streams
+        if streamed:
+            self.turn[s, p] += 1
+            tile = self.block(s, p, box[1], axis)
+            if key in self.touched:
+                self.move_block(Op.LOAD, s, p, axis, box)
+        else:
+            tile = self.param(p, None, w, c)
+            if p in self.touched:
+                self.touched.add(key)
+        # outside groups a block of channels of dy is a part of a whole value
+        self.b.emit(
+            Op.WGRAD,
+            s.unit,
+            s.tag,
+            dst=tile,
+            src0=self.value(x, needed_rows(s.geometry, rows, False), w),
+            src1=self.value(dy, rows, c),
+            attr=self.b.geometry(s.geometry),
+            flags=s.flags | (Flag.ACC if key in self.touched else 0),
+        )
+        self.touched.add(key)
+        if streamed:
+            self.move_block(Op.STORE, s, p, axis, box)
+
+    def move_block(self, op: Op, s: Step, p: Param, axis: str, box: _Box) -> None:
+        place = self.plan.places[s, p]
+        for part in p.stores:
+            tile = self.b.tile(
+                place.memory,
+                p.format,
+                place.addresses[self.turn[s, p] % 2],
+                place.size,
+                (0, 1),
+                (part.at, part.count),
+                (0, box[1] if axis == "w" else p.shape[1]),
+                (0, box[1] if axis == "c" else p.shape[2]),
+            )
+            far = self.part(
+                p,
+                part,
+                box if axis == "w" else (0, p.shape[1]),
+                box if axis == "c" else (0, p.shape[2]),
+            )
+            unit = UnitKind.LOAD if op == Op.LOAD else UnitKind.STORE
+            dst, src = (tile, far) if op == Op.LOAD else (far, tile)
+            self.b.emit(op, unit, s.tag, dst=dst, src0=src)
+
+    def point(self, s: Step, rows: _Box, c: _Box | None) -> None:
+        """Pixel by pixel or window by window, or a reduction."""
+        wide = (s.outs or s.ins)[0].channels
+        box = c if c is not None else (0, wide)
+        operands = []
+        for v in s.ins:
+            r = rows if s.geometry is None else needed_rows(s.geometry, rows, s.transpose)
+            operands.append(self.value(v, r, (0, box[1]) if v.grouped else box))
+        for p in s.params:
+            operands.append(self.param(p, None, None, box if p.shape[2] == wide else None))
+        flags, dst = (
+            s.flags,
+            [self.value(v, rows, (0, box[1]) if v.grouped else box) for v in s.outs],
+        )
+        if s.sum is not None:
+            key = (s.sum, s.sum_row, box[0])
+            count = 2 if s.op == Op.BN_SUMS else 1
+            dst = [self.param(s.sum, (s.sum_row, count), None, box)]
+            if key in self.touched or s.sum in self.touched:
+                flags |= Flag.ACC
+            self.touched.add(key)
+        operands += [NONE] * (3 - len(operands))
+        attr = 0
+        if s.geometry is not None:
+            attr = self.b.geometry(s.geometry)
+        elif s.scalars:
+            attr = self.b.scalars(s.scalars)
+        self.b.emit(
+            s.op,
+            s.unit,
+            s.tag,
+            dst=dst[0],
+            dst1=dst[1] if len(dst) > 1 else NONE,
+            src0=operands[0],
+            src1=operands[1],
+            src2=operands[2],
+            attr=attr,
+            flags=flags,
+        )
+
+    def tail(self, t: Tail) -> None:
+        for p, *_ in t.srcs:
+            self.ensure(p, t.tag)
+        operands = [self.param(p, (first, count)) for p, first, count in t.srcs]
+        operands += [NONE] * (3 - len(operands))
+        p, first, count = t.dst
+        self.b.emit(
+            t.op,
+            t.unit,
+            t.tag,
+            dst=self.param(p, (first, count)),
+            src0=operands[0],
+            src1=operands[1],
+            src2=operands[2],
+            attr=self.b.scalars(t.scalars) if t.scalars else 0,
+            flags=t.flags,
+        )
+
+
+def needed_rows(g, rows: _Box, transpose: bool) -> _Box:
+    """Rows of the operand that result rows [first, end) read, inside the image."""
+    offsets = [t[0] for t in g[2]]
+    low, high = min(offsets), max(offsets)
+    if not transpose:
+        return max(0, rows[0] * g[0] + low), max(1, min(g[3], (rows[1] - 1) * g[0] + high + 1))
+    first = max(0, -((high - rows[0]) // g[0]))
+    last = min(g[5] - 1, (rows[1] - 1 - low) // g[0])
+    return min(first, g[5] - 1), max(last, min(first, g[5] - 1)) + 1
+
+
+assert DRAM == 0

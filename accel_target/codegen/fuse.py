@@ -1,0 +1,153 @@
+"""Which nodes run together in one nest: :func:`partition`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ttsnn.accel_target.codegen.graph import (
+    Conv,
+    Graph,
+    Image,
+    Map,
+    Node,
+    Small,
+    Sum,
+    Tensor,
+    WGrad,
+)
+
+__all__ = ["Group", "partition"]
+
+
+@dataclass
+class Group:
+    """Nodes that become one nest, in order.
+
+    Attributes:
+        steps: first timestep and number of timesteps.
+        images: number of images.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    steps: tuple[int, int] = (0, 1)
+    images: int = 1
+
+    @property
+    def maps_only(self) -> bool:
+        """Whether it has nothing but pointwise nodes and sums of them."""
+        return all(isinstance(n, Map | Sum) and _plain(n) for n in self.nodes)
+
+    @property
+    def time(self) -> bool:
+        """Whether a node needs all timesteps at once."""
+        return any(isinstance(n, Map) and n.time for n in self.nodes)
+
+
+def _plain(n: Node) -> bool:
+    return not (isinstance(n, Map) and n.geometry is not None)
+
+
+def _range(n: Node, graph: Graph) -> tuple[tuple[int, int], int]:
+    """Timesteps and images of a node."""
+    images = [*n.writes(), *n.reads()]
+    image = images[0]
+    if isinstance(n, WGrad):
+        image = n.dy
+    frames = image.tensor.shape[0]
+    count = graph.N if not image.repeat and frames % graph.N == 0 and frames > 1 else 1
+    if image.repeat:
+        count = frames
+    return (image.step, image.steps), count
+
+
+def partition(graph: Graph) -> list[Group]:
+    """Groups of nodes in an order in which they can run.
+
+    Convolutions of one chain run together, with the pointwise nodes that make the gradient they
+    begin with where nothing else reads it. Sums join the nest that makes what they sum up.
+    Pointwise nodes join each other, and follow a chain that makes their operand, unless they need
+    all timesteps.
+    """
+    groups: list[Group] = []
+    made: dict[Tensor, int] = {}  # tensor → last group that writes it
+    home: dict[int, int] = {}  # chain → group
+    readers: dict[Tensor, list[Node]] = {}
+    for n in graph.nodes:
+        for i in n.reads():
+            readers.setdefault(i.tensor, []).append(n)
+
+    def latest(tensors) -> int:
+        return max((made.get(t, -1) for t in tensors), default=-1)
+
+    for n in graph.nodes:
+        images = latest(i.tensor for i in n.reads())
+        params = latest(r.tensor for r in n.params())
+        at: int | None = None
+        steps, count = ((0, 1), 1) if isinstance(n, Small) else _range(n, graph)
+        if isinstance(n, Conv | WGrad) and n.chain >= 0:
+            at = home.get(n.chain)
+            if at is None:
+                at = _prologue(n, graph, groups, made, readers)
+            if at is not None and (params >= at or groups[at].steps != steps):
+                at = None
+        elif isinstance(n, Sum) and images >= 0 and params < images:
+            at = images if _joins(n, groups[images], steps, count) else None
+        elif isinstance(n, Map) and images >= 0 and params < images and _plain(n):
+            g = groups[images]
+            if _joins(n, g, steps, count) and (g.maps_only or _follows(n, g)):
+                at = images
+        if at is not None and images > at:
+            at = None
+        if at is None:
+            groups.append(Group([], steps, count))
+            at = len(groups) - 1
+        groups[at].nodes.append(n)
+        if n.chain >= 0 and not isinstance(n, Small):
+            home.setdefault(n.chain, at)
+        for t in [i.tensor for i in n.writes()] + list(n.makes()):
+            made[t] = max(made.get(t, -1), at)
+    return groups
+
+
+def _joins(n: Node, g: Group, steps: tuple[int, int], count: int) -> bool:
+    return (
+        g.steps == steps
+        and g.images == count
+        and not any(isinstance(m, Small) for m in g.nodes)
+        and all(_plain(m) for m in g.nodes)
+        and _sizes(n, g)
+    )
+
+
+def _sizes(n: Node, g: Group) -> bool:
+    """Whether its images have the size of what the group makes last."""
+    if not g.maps_only:
+        return True
+    own = (n.reads() or n.writes())[0].shape
+    return all(i.shape == own for m in g.nodes for i in [*m.reads(), *m.writes()])
+
+
+def _follows(n: Map, g: Group) -> bool:
+    """Whether a pointwise node may end a chain: it works timestep by timestep."""
+    made = {i.tensor for m in g.nodes if isinstance(m, Conv | Map) for i in m.writes()}
+    inner = {i.tensor for m in g.nodes if isinstance(m, Conv | WGrad) for i in m.reads()}
+    own = [i.tensor for i in n.ins if i.tensor in made]
+    return not n.time and bool(own) and not any(t in inner for t in own)
+
+
+def _prologue(
+    n: Conv | WGrad,
+    graph: Graph,
+    groups: list[Group],
+    made: dict[Tensor, int],
+    readers: dict[Tensor, list[Node]],
+) -> int | None:
+    """The group of pointwise nodes that makes the gradient that a chain begins with."""
+    dy: Image | None = graph.gradients.get(n.chain)
+    if dy is None or dy.tensor not in made:
+        return None
+    g = groups[made[dy.tensor]]
+    alone = all(m.chain == n.chain for m in readers.get(dy.tensor, []))
+    if g.maps_only and not g.time and alone and not any(isinstance(m, Sum) for m in g.nodes):
+        return made[dy.tensor]
+    return None

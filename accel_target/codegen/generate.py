@@ -1,0 +1,111 @@
+"""The code generator: Relax program → instructions."""
+
+from __future__ import annotations
+
+import tvm
+
+from ttsnn.accel_target.arch import Architecture
+from ttsnn.accel_target.codegen.builder import Builder
+from ttsnn.accel_target.codegen.emit import emit_nest
+from ttsnn.accel_target.codegen.fuse import partition
+from ttsnn.accel_target.codegen.graph import Box, Graph, Small
+from ttsnn.accel_target.codegen.hazards import BLOCK, assign_tokens
+from ttsnn.accel_target.codegen.importer import import_graph
+from ttsnn.accel_target.codegen.lower import _UNITS, Lowering
+from ttsnn.accel_target.codegen.options import Options
+from ttsnn.accel_target.isa import NONE, Level, Op, UnitKind, memory_id
+from ttsnn.accel_target.program import Program
+
+__all__ = ["compile_program", "generate"]
+
+
+def compile_program(
+    mod: tvm.IRModule, arch: Architecture, options: Options | None = None
+) -> Program:
+    """Instructions of a program (:mod:`ttsnn.program`) or training step.
+
+    Args:
+        mod: static sizes; for inference after the target's passes.
+        arch: the machine.
+        options: what the code generator may do; default everything.
+
+    Raises:
+        TargetError: an operator that the accelerator does not have, or a layer that does not fit.
+    """
+    options = options or Options()
+    return generate(import_graph(mod, options), arch, options)
+
+
+def generate(graph: Graph, arch: Architecture, options: Options) -> Program:
+    """Instructions of a graph."""
+    b = Builder(arch)
+    groups = partition(graph)
+    lowering = Lowering(graph, groups, b)
+    down = False
+    for k, g in enumerate(groups):
+        if isinstance(g.nodes[0], Small):
+            for n in g.nodes:
+                assert isinstance(n, Small)
+                _emit_small(n, b, lowering, down)
+        else:
+            emit_nest(lowering.nest(k, g), b, down)
+        down = not down
+    program = b.program({"options": options.to_json(), "T": graph.T, "N": graph.N})
+    return assign_tokens(program, b.bits)
+
+
+def _emit_small(n: Small, b: Builder, lowering: Lowering, down: bool) -> None:
+    """Load, one instruction, store."""
+    tag = b.tag(n.tag)
+    cluster = b.arch.clusters[0]
+    room = cluster.weight_buffer // BLOCK * BLOCK
+    memory = memory_id(0, Level.WEIGHT)
+    used = 0
+
+    def tile(boxes: tuple[Box, ...]) -> tuple[int, list[tuple[Box, int, tuple]]]:
+        nonlocal used
+        rows = [box.rows or (0, box.tensor.shape[1]) for box in boxes]
+        t = boxes[0].tensor
+        frames = boxes[0].frames or (0, t.shape[0], 1)
+        size = (frames[1], sum(c for _, c in rows), *t.shape[2:])
+        fmt = t.format
+        n = -(-size[0] * size[2] * size[3] * b.bits[fmt] // 8) * size[1]
+        n = -(-n // BLOCK) * BLOCK
+        address = room - used - n if down else used
+        used += n
+
+        def box_of(first: int, count: int) -> int:
+            return b.tile(
+                memory, fmt, address, size, (0, size[0]), (first, count), (0, size[2]), (0, size[3])
+            )
+
+        at, moves = 0, []
+        for box, (first, count) in zip(boxes, rows):
+            far = b.dram(
+                lowering.number(box.tensor), frames, (first, count), (0, size[2]), (0, size[3])
+            )
+            moves.append((box, far, box_of(at, count)))
+            at += count
+        return box_of(0, size[1]), moves
+
+    operands = []
+    for boxes in n.srcs:
+        whole, moves = tile(boxes)
+        for _, far, near in moves:
+            b.emit(Op.LOAD, UnitKind.LOAD, tag, dst=near, src0=far)
+        operands.append(whole)
+    operands += [NONE] * (3 - len(operands))
+    whole, moves = tile((n.dst,))
+    b.emit(
+        n.op,
+        _UNITS[n.unit],
+        tag,
+        dst=whole,
+        src0=operands[0],
+        src1=operands[1],
+        src2=operands[2],
+        attr=b.scalars(n.scalars) if n.scalars else 0,
+        flags=n.flags,
+    )
+    for _, far, near in moves:
+        b.emit(Op.STORE, UnitKind.STORE, tag, dst=far, src0=near)

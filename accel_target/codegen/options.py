@@ -1,0 +1,63 @@
+"""What the code generator may do; each idea can be switched off by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ttsnn.accel_target.isa import Format
+from ttsnn.errors import TargetError
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Ideas of the code generator.
+
+    Attributes:
+        fusion: the cores of a tensor train run in one nest, their intermediates stay on the chip.
+            Off: every core is a layer of its own, which reads from DRAM and writes to it.
+        merge_cross: both branches of ptt as one cross of Kh + Kw - 1 taps.
+        recompute: the backward computes the intermediates of a chain again. Off: they are written
+            in the forward and read in the backward.
+        pack_spikes: a spike is one bit in DRAM and buffers. Off: as wide as an activation.
+        clusters: use all clusters. Off: the first alone.
+    """
+
+    fusion: bool = True
+    merge_cross: bool = True
+    recompute: bool = True
+    pack_spikes: bool = True
+    clusters: bool = True
+
+    @property
+    def spikes(self) -> Format:
+        """Format of spikes."""
+        return Format.SPIKE if self.pack_spikes else Format.ACTIVATION
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """From names and values ``true``, ``false``, ``1``, ``0`` …
+
+        Raises:
+            TargetError: an unknown name or value.
+        """
+        known = {f.name.replace("_", "-"): f.name for f in fields(cls)}
+        out = {}
+        for key, value in given.items():
+            name = known.get(key.replace("_", "-"))
+            if name is None:
+                raise TargetError(
+                    f"target ttsnn-accel has no option {key!r}; there are {', '.join(known)}"
+                )
+            text = str(value).lower()
+            if text not in {"true", "false", "1", "0", "on", "off", "yes", "no"}:
+                raise TargetError(f"target ttsnn-accel: {key} must be true or false, got {value!r}")
+            out[name] = text in {"true", "1", "on", "yes"}
+        return cls(**out)
+
+    def to_json(self) -> dict[str, bool]:
+        """Plain dict."""
+        return asdict(self)

@@ -1,0 +1,1 @@
+"""The simulator: values, time, events."""
