@@ -300,7 +300,8 @@ class _Emitter:
 
     def wgrad(self, s: Step, rows: _Box, w: _Box | None, c: _Box | None) -> None:
         p = s.sum
-        assert p is not None and s.geometry is not None
+        assert p is not None
+        assert s.geometry is not None
         x, dy = s.ins
         axis, box = ("w", w) if w is not None else ("c", c)
         assert box is not None

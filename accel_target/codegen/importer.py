@@ -258,11 +258,11 @@ class _Importer(TTImport):
                 return x
             if len(shape) in (2, 3) and x.shape[:2] == (1, 1) and shape[-1] == x.shape[2]:
                 return x
-            if x.tensor.role == "input" and not self.graph.nodes and not x.repeat:
+            if x.tensor.role == "input" and not self.graph.nodes:
                 # nothing has read it yet: it may come to DRAM in the order of its new shape
-                x.tensor.shape = _frames(shape)
+                x.tensor.shape = (x.tensor.shape[0], *_frames(shape)[1:])
                 x.tensor.host_axes = tuple(range(len(x.tensor.host_shape)))
-                return Image(x.tensor, 0, x.tensor.shape[0] // self.N)
+                return x
         raise TargetError(
             f"target ttsnn-accel: reshape of {_text(call.args[0])} to {tuple(shape)} after layer "
             f"{self.layer!r} is no view on the accelerator"
@@ -696,9 +696,15 @@ class _Importer(TTImport):
         ins = [v for v in values if isinstance(v, Image)]
         rows = tuple(Rows(v, 0, 1, 0) for v in values if isinstance(v, Tensor))
         if len(ins) == 2 and ins[0].shape != ins[1].shape:
-            raise TargetError(
-                f"target ttsnn-accel: {name} of {_text(call.args[0])} and {_text(call.args[1])}"
-            )
+            if any(v.shape[:2] != (1, 1) or v.repeat for v in ins):
+                raise TargetError(
+                    f"target ttsnn-accel: {name} of {_text(call.args[0])} and "
+                    f"{_text(call.args[1])} after layer {self.layer!r}"
+                )
+            y.tensor.format = Format.STATISTIC
+            boxes: list[tuple[Box, ...]] = [(Box(v.tensor),) for v in ins]
+            self.emit(Small(self.tag(name), Op.VEC, Box(y.tensor), boxes, flags=int(kind)))
+            return y
         self.emit(
             Map(
                 self.tag(name),
@@ -711,7 +717,7 @@ class _Importer(TTImport):
                 flags=int(kind),
             )
         )
-        steps = [i.steps for i in images][0]
+        steps = next(i.steps for i in images)
         return Image(y.tensor, 0, steps, repeat=True) if repeat else y
 
     def _on_params(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import networkx as nx
 
 from ttsnn.accel_target.codegen.builder import Builder
@@ -135,7 +137,7 @@ class _Nest:
         for n in self.group.nodes:
             own = [i.tensor for i in [*n.reads(), *n.writes()] if candidates.get(i.tensor)]
             g.add_nodes_from(own)
-            g.add_edges_from(zip(own, own[1:]))
+            g.add_edges_from(itertools.pairwise(own))
         out: dict[Tensor, int] = {}
         order = {t: k for k, t in enumerate(g.nodes)}
         for k, part in enumerate(

@@ -73,7 +73,7 @@ def conv_back(
     dy: np.ndarray, w: np.ndarray, g: Geometry, in0: int, ins: int, out0: int
 ) -> tuple[np.ndarray, int]:
     """``dx[i] = Σ dy[o] w[k]ᵀ`` over o, k with o · s + d_k = i, for rows in0 … in0 + ins."""
-    sh, sw, taps, in_h, in_w, out_h, out_w = g
+    sh, sw, taps, _in_h, in_w, out_h, out_w = g
     frames, cin, cout = dy.shape[0], w.shape[1], w.shape[2]
     dx = np.zeros((frames, ins, in_w, cin), dy.dtype)
     active = 0
@@ -129,7 +129,7 @@ def pool_back(
 
     dy must hold all rows whose windows touch the rows in0 … in0 + ins.
     """
-    sh, sw, taps, in_h, in_w, out_h, out_w = g
+    sh, sw, taps, in_h, in_w, _out_h, out_w = g
     frames, _, _, channels = dy.shape
     dx = np.zeros((frames, ins, in_w, channels), dy.dtype)
     scale = dy.dtype.type(1 / len(taps) if kind == Pool.MEAN else 1)

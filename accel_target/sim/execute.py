@@ -135,7 +135,7 @@ class Execution:
         if kind in _VEC1:
             self._put(row, _VEC1[kind](x))
         elif kind == Vec.INDEX:
-            self._put(row, np.broadcast_to(np.arange(self._box(row, 5).c), x.shape))
+            self._put(row, np.arange(self._box(row, 5).c, dtype=x.dtype))
         else:
             other = self.program.scalars[row[10], 0] if row[8] == NONE else self._get(row, 8)
             self._put(row, _VEC[kind](x, np.asarray(other, x.dtype)))
