@@ -113,6 +113,7 @@ class TTImport:
         raise NotImplementedError
 
     layer: str
+    parts: dict[Tensor, list[tuple[int, int]]]
 
     def _parts(self, x: Image, attrs: TTConvAttrs) -> list[tuple[int, int, str]]:
         """(first timestep, timesteps, kind) of what runs alike."""
@@ -155,6 +156,7 @@ class TTImport:
             inner = self._forward(part, links, weights, y.part(start, steps))
             self._saved[key, start] = inner
         assert y is not None
+        self.parts[y.tensor] = [(start, steps) for start, steps, _ in self._parts(x, attrs)]
         return y
 
     def _next_core(self, another: bool) -> None:

@@ -70,18 +70,28 @@ def partition(graph: Graph) -> list[Group]:
     """
     groups: list[Group] = []
     made: dict[Tensor, int] = {}  # tensor → last group that writes it
+    parts: dict[Tensor, list[tuple[int, int, int]]] = {}  # tensor → (step, end, group)
     home: dict[int, int] = {}  # chain → group
     readers: dict[Tensor, list[Node]] = {}
     for n in graph.nodes:
         for i in n.reads():
             readers.setdefault(i.tensor, []).append(n)
 
-    def latest(tensors) -> int:
-        return max((made.get(t, -1) for t in tensors), default=-1)
+    def latest(images) -> int:
+        """Last group that writes some of the timesteps of these images."""
+        return max(
+            (
+                at
+                for i in images
+                for begin, end, at in parts.get(i.tensor, ())
+                if i.repeat or (begin < i.step + i.steps and i.step < end)
+            ),
+            default=-1,
+        )
 
     for n in graph.nodes:
-        images = latest(i.tensor for i in n.reads())
-        params = latest(r.tensor for r in n.params())
+        images = latest(n.reads())
+        params = max((made.get(r.tensor, -1) for r in n.params()), default=-1)
         at: int | None = None
         steps, count = ((0, 1), 1) if isinstance(n, Small) else _range(n, graph)
         if isinstance(n, Conv | WGrad) and n.chain >= 0:
@@ -92,6 +102,8 @@ def partition(graph: Graph) -> list[Group]:
                 at = None
         elif isinstance(n, Sum) and images >= 0 and params < images:
             at = images if _joins(n, groups[images], steps, count) else None
+        elif isinstance(n, Sum) and n.out in made and groups[made[n.out]].steps == steps:
+            at = made[n.out]  # all rows of a tensor of sums are made together
         elif isinstance(n, Map) and images >= 0 and params < images and _plain(n):
             g = groups[images]
             if _joins(n, g, steps, count) and (g.maps_only or _follows(n, g)):
@@ -104,6 +116,10 @@ def partition(graph: Graph) -> list[Group]:
         groups[at].nodes.append(n)
         if n.chain >= 0 and not isinstance(n, Small):
             home.setdefault(n.chain, at)
+        for i in n.writes():
+            parts.setdefault(i.tensor, []).append((i.step, i.step + i.steps, at))
+        for t in n.makes():
+            parts.setdefault(t, []).append((0, 1 << 30, at))
         for t in [i.tensor for i in n.writes()] + list(n.makes()):
             made[t] = max(made.get(t, -1), at)
     return groups

@@ -87,7 +87,7 @@ class _Importer(TTImport):
         self.layer, self.phase, self.chain = "input", "forward", 0
         self.layer_of: dict[Any, str] = {}
         self.slopes: dict[relax.Expr, tuple[Image, Image]] = {}
-        self.late: set[relax.Var] = set()
+        self.parts: dict[Tensor, list[tuple[int, int]]] = {}
         self.names: set[str] = set()
 
     # -- arguments and results --
@@ -405,8 +405,11 @@ class _Importer(TTImport):
         self.layer = self.layer_of.get(gamma, self.layer)
         c, n = x.shape[2], x.steps * self.N * x.shape[0] * x.shape[1]
         sums = self.temp(f"{self.layer}.sums", (1, 2, 1, c), Format.STATISTIC)
-        for row, kind in enumerate((Reduce.SUM, Reduce.SUM_SQUARES)):
-            self.emit(Sum(self.tag("bn"), Op.RED, [x], sums, row, int(kind)))
+        # where timesteps are computed apart, so are their sums: beside the computation
+        for start, steps in self.parts.get(x.tensor, [(0, x.steps)]):
+            for row, kind in enumerate((Reduce.SUM, Reduce.SUM_SQUARES)):
+                part = x.part(start, steps)
+                self.emit(Sum(self.tag("bn"), Op.RED, [part], sums, row, int(kind), more=start > 0))
         stat = self.temp(f"{self.layer}.stat", (1, 2, 1, c), Format.STATISTIC)
         epsilon, momentum = float(call.attrs["epsilon"]), float(call.attrs["momentum"])
         self.emit(

@@ -124,8 +124,13 @@ def network(
         net.bb.emit_func_output(out, [x, *net.variables.values()])
     func = net.bb.finalize()["main"].with_attr("num_input", 1)
     mod = make_program(func, net.params)
-    meta = {"T": T, "inputs": [], "outputs": [], "state": [], "buffers": [
-        n for n in net.params if "running" in n]}
+    meta = {
+        "T": T,
+        "inputs": [],
+        "outputs": [],
+        "state": [],
+        "buffers": [n for n in net.params if "running" in n],
+    }
     return mod.with_attr("ttsnn.meta", json.dumps(meta))
 
 
@@ -161,5 +166,3 @@ def reference(mod: tvm.IRModule, values: dict) -> list[np.ndarray]:
     vm = relax.VirtualMachine(relax.build(mod.without_attr("ttsnn.params"), "llvm"), tvm.cpu())
     out = vm["main"](*[tvm.runtime.tensor(np.asarray(v, order="C")) for v in values.values()])
     return [o.numpy() for o in out] if not hasattr(out, "numpy") else [out.numpy()]
-
-
