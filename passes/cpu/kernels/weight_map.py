@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
+from operator import itemgetter
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -92,17 +94,21 @@ def packed_weight(
     real_in, real_out = map_.channels[::-1] if transposed else map_.channels
     kind = "parallel" if size >= PARALLEL_FROM else "serial"
     with b.loop(cin, "ci", kind) as ci:
-        for start, width in panels(cout, lanes, vectors):
-            for k, tap in enumerate(order):
-                base = b.bind(start * len(order) * cin + (k * cin + ci) * width, "at")
-                with b.loop(width, "co") as c:
-                    co = start + c
-                    a, o = (co, ci) if transposed else (ci, co)
-                    value = map_.element(sources, tap, a, o, dtype)
-                    real = tirx.all(ci < real_in, co < real_out)
-                    if (real_in, real_out) != (cin, packed_channels(cout, lanes)):
-                        value = tirx.if_then_else(real, value, splat(0.0, dtype, 1))
-                    b.store(params[-1], value, base + c)
+        # a loop over the panels of one width: LLVM takes minutes over hundreds of them in a row
+        for width, group in groupby(panels(cout, lanes, vectors), key=itemgetter(1)):
+            starts = [start for start, _ in group]
+            with b.loop(len(starts), "panel") as panel:
+                start = b.bind(starts[0] + panel * width, "start")
+                for k, tap in enumerate(order):
+                    base = b.bind(start * (len(order) * cin) + (k * cin + ci) * width, "at")
+                    with b.loop(width, "co") as c:
+                        co = start + c
+                        a, o = (co, ci) if transposed else (ci, co)
+                        value = map_.element(sources, tap, a, o, dtype)
+                        real = tirx.all(ci < real_in, co < real_out)
+                        if (real_in, real_out) != (cin, packed_channels(cout, lanes)):
+                            value = tirx.if_then_else(real, value, splat(0.0, dtype, 1))
+                        b.store(params[-1], value, base + c)
     return finished(b, params, "pack_weight")
 
 
