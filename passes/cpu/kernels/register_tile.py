@@ -137,11 +137,12 @@ class RegisterTile:
 def pick(index: Expr, values: Sequence[int]) -> Expr:
     """``values[index]`` as arithmetic where they are equally spaced, else as a chain of selects."""
     steps = {b - a for a, b in itertools.pairwise(values)}
+    numbers: list[Expr] = [tirx.IntImm(str(index.ty), v) for v in values]
     if len(values) == 1:
-        return i64(values[0])
+        return numbers[0]
     if len(steps) == 1:
         return index * steps.pop() + values[0]
-    out = i64(values[-1])
+    out = numbers[-1]
     for i in range(len(values) - 2, -1, -1):
-        out = tirx.Select(index == i, i64(values[i]), out)
+        out = tirx.Select(index == i, numbers[i], out)
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tvm import tirx
@@ -44,7 +44,8 @@ def splat(value: float | Expr, dtype: str, lanes: int) -> Expr:
 
 def vector(start: int | Expr, lanes: int) -> Expr:
     """Index of ``lanes`` consecutive elements from ``start`` on."""
-    return i64(start) if lanes == 1 else Ramp(i64(start), i64(1), lanes)
+    first = i64(start)
+    return first if lanes == 1 else Ramp(first, IntImm(str(first.ty), 1), lanes)
 
 
 def fold(value: int | Expr) -> int | Expr:
@@ -70,6 +71,9 @@ def flat_index(index: Sequence[int | Expr], shape: Sequence[int | Expr]) -> Expr
 class Body:
     """Statements of a function, appended in order; loops and branches are ``with`` blocks."""
 
+    index = "int64"
+    """Type of loop variables."""
+
     def __init__(self) -> None:
         self._open: list[list[Stmt]] = [[]]
 
@@ -84,7 +88,7 @@ class Body:
     def bind(self, value: int | Expr, name: str) -> Expr:
         """Name a value for the rest of the enclosing block; constants are returned as they are."""
         if isinstance(value, int | IntImm):
-            return i64(value)
+            return self.at(value)
         var = Var(name, value.ty)
         self.emit(Bind(var, value))
         return var
@@ -115,20 +119,28 @@ class Body:
         if isinstance(extent, IntImm):
             extent = int(extent)
         if extent == 1 and isinstance(extent, int):
-            yield i64(start)
+            yield self.at(start)
             return
-        var = Var(name, "int64")
-        self._open.append([])
-        yield var
-        body = _sequence(self._open.pop())
-        self.emit(For(var, i64(start), i64(extent), _KINDS[kind], body))
+        var, first, count = Var(name, self.index), self.at(start), self.at(extent)
+        with self.collected(lambda body: For(var, first, count, _KINDS[kind], body)):
+            yield var
+
+    def at(self, value: int | Expr) -> Expr:
+        """A number of the type of loop variables; expressions are returned as they are."""
+        return IntImm(self.index, value) if isinstance(value, int) else value
 
     @contextmanager
     def when(self, condition: Expr) -> Iterator[None]:
         """Statements that run where ``condition`` holds."""
+        with self.collected(lambda body: IfThenElse(condition, body, None)):
+            yield
+
+    @contextmanager
+    def collected(self, make: Callable[[Stmt], Stmt]) -> Iterator[None]:
+        """The statements of the block as one, ``make(statements)``."""
         self._open.append([])
         yield
-        self.emit(IfThenElse(condition, _sequence(self._open.pop()), None))
+        self.emit(make(_sequence(self._open.pop())))
 
     def function(self, params: Sequence[Var], name: str, attrs: dict[str, object]) -> PrimFunc:
         """The finished function. Arguments must not alias each other."""

@@ -1,0 +1,1 @@
+"""The CUDA target: fused kernels written for NVIDIA GPUs."""

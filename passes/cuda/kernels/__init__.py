@@ -1,0 +1,1 @@
+"""Kernels of the CUDA target, written by hand in TIR with their threads bound."""

@@ -1,0 +1,65 @@
+"""Statements of a GPU kernel: the builder of :mod:`ttsnn.passes.cpu.kernels.tir`, with threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tvm.ir import Expr, Range
+from tvm.tirx import For, ForKind, IntImm, IterVar, Var
+
+from ttsnn.passes.cpu.kernels.tir import Body
+
+__all__ = ["CudaBody"]
+
+
+class CudaBody(Body):
+    """A function's statements; several thread-bound loops side by side are several launches.
+
+    Args:
+        largest: elements of the largest array: where they fit, indices have 32 bits, which a GPU
+            computes faster; None where a size is symbolic, which counts as fitting.
+    """
+
+    def __init__(self, largest: int | None = None) -> None:
+        super().__init__()
+        self.index = "int64" if largest is not None and largest >= 1 << 31 else "int32"
+
+    def narrow(self, size: int | Expr) -> Expr:
+        """A size that may be symbolic, in the type of indices."""
+        if isinstance(size, int | IntImm):
+            return self.at(int(size))
+        return self.bind(size.astype(self.index), "size")
+
+    @contextmanager
+    def bound(self, extent: int | Expr, tag: str) -> Iterator[Expr]:
+        """A loop whose iterations are blocks or threads: ``tag`` is ``"blockIdx.x"`` and so on."""
+        var = Var(tag.replace("Idx.", "_"), self.index)
+        axis = IterVar(Range(self.at(0), self.at(extent)), var, IterVar.ThreadIndex, tag)
+        with self.collected(lambda body: For(var, self.at(0), self.at(extent), _BOUND, body, axis)):
+            yield var
+
+    @contextmanager
+    def launch(self, blocks: int | Expr, threads: int) -> Iterator[tuple[Expr, Expr]]:
+        """One kernel of ``blocks`` × ``threads``; yields the two indices."""
+        with self.bound(blocks, "blockIdx.x") as block, self.bound(threads, "threadIdx.x") as thread:
+            yield block, thread
+
+    @contextmanager
+    def each(self, count: int | Expr, threads: int = 256) -> Iterator[Expr]:
+        """One kernel with a thread for each of ``count`` items; yields the item."""
+        known = int(count) if isinstance(count, int | IntImm) else None
+        if known is not None and known <= threads:
+            with self.launch(1, max(1, known)) as (_, thread):
+                yield thread
+            return
+        with self.launch((count + (threads - 1)) // threads, threads) as (block, thread):
+            item = self.bind(block * threads + thread, "item")
+            if known is not None and known % threads == 0:
+                yield item
+            else:
+                with self.when(item < count):
+                    yield item
+
+
+_BOUND = ForKind.THREAD_BINDING

@@ -1,0 +1,180 @@
+"""The convolution kernel: sums in registers, operands through shared memory, then the neuron.
+
+A block computes a tile of pixels × output channels for several timesteps at once
+(:class:`ConvTile`); the sum over taps and input channels runs in steps of ``depth`` channels of
+one tap. Sums and membranes stay in registers until bias, residual and neuron are done with them,
+so a layer's membrane never reaches memory unless it is a result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+
+from tvm.ir import Expr
+from tvm.tirx import PrimFunc, Var
+
+from ttsnn.passes.cpu.kernels.tir import load, splat, vector
+from ttsnn.passes.cuda.kernels.body import CudaBody
+from ttsnn.passes.cuda.kernels.conv_load import InputTile, WeightTile, width_of
+from ttsnn.passes.cuda.kernels.conv_output import Output
+from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment, conv_params
+from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
+from ttsnn.passes.cpu.kernels.finished import finished
+from ttsnn.passes.cuda.gpu import Gpu
+
+__all__ = ["conv_kernel"]
+
+
+def conv_kernel(spec: ConvSpec, batch: int | None, tile: ConvTile, gpu: Gpu) -> PrimFunc:
+    """The function (x0, w0[, x1, w1][, bias][, residual][, v0], results…).
+
+    Args:
+        spec: what to compute. Weights are [taps, Cin, Cout], images [T, N, H, W, C].
+        batch: number of images, None for a symbolic one.
+        tile: how.
+        gpu: for which GPU.
+    """
+    p = conv_params(spec, batch)
+    sizes = [prod(v.shape) for v in p.all]
+    b = CudaBody(None if batch is None else max(int(s) for s in sizes))
+    flat = {
+        key: b.view(buffer, prod(buffer.shape), str(buffer.dtype), f"{key}_flat")
+        for key, buffer in {**p.operands, **p.results}.items()
+    }
+    images = b.narrow(p.batch) * spec.T if spec.folded else b.narrow(p.batch)
+    pixels = images * prod(spec.stage.out_size)
+    lanes = gpu.vector(spec.dtype)
+    blocks = (pixels + (tile.pixels - 1)) // tile.pixels
+    across = ceil(spec.stage.out_channels / tile.channels)
+    with (
+        b.bound(blocks, "blockIdx.x") as block,
+        b.bound(across, "blockIdx.y") as column,
+        b.bound(tile.threads, "threadIdx.x") as thread,
+    ):
+        k = _Kernel(b, spec, tile, flat, images, pixels, lanes, block, column, thread)
+        k.run()
+    steps = sum((1 if s.still else s.end - s.begin) * _macs(s) for s in spec.segments)
+    return finished(b, p.all, "conv", (batch or 1) * steps)
+
+
+def _macs(part: Segment) -> int:
+    s = part.stage
+    return len(s.taps) * s.in_channels * s.out_channels * prod(s.out_size)
+
+
+@dataclass
+class _Kernel:
+    """State while one kernel is written; ``pad`` keeps rows in shared memory apart."""
+
+    b: CudaBody
+    spec: ConvSpec
+    tile: ConvTile
+    flat: dict[str, Var]
+    images: Expr
+    pixels: Expr
+    lanes: int
+    block: Expr
+    column: Expr
+    thread: Expr
+
+    def run(self) -> None:
+        """All timesteps of the block."""
+        b, tile, spec = self.b, self.tile, self.spec
+        self.pad = self.lanes
+        self.vec = width_of(spec.stage.out_channels, self.lanes)
+        self.groups = tile.channels // tile.columns
+        rows, columns = tile.time * tile.rows, tile.columns
+        shared = tile.time * tile.pixels * (tile.depth + self.pad)
+        self.a_shared = b.alloc(shared, spec.dtype, "a_shared", "shared")
+        self.b_shared = b.alloc(tile.depth * tile.channels, spec.dtype, "b_shared", "shared")
+        self.sums = b.alloc(rows * columns, spec.dtype, "sums", "local")
+        self.a_held = b.alloc(self.lanes, spec.dtype, "a_held", "local")
+        self.b_held = b.alloc(self.lanes * columns, spec.dtype, "b_held", "local")
+        self.first = b.bind(self.block * tile.pixels, "first_pixel")
+        self.channel = b.bind(self.column * tile.channels, "first_channel")
+        self.group = b.bind(self.thread % self.groups, "channel_group")
+        self.line = b.bind(self.thread // self.groups, "line")
+        out = Output(
+            b, spec, tile, self.flat, self.pixels, self.vec, self.sums, self.first, self.channel,
+            self.line, self.group,
+        )
+        out.start()
+        for i, part in enumerate(spec.segments):
+            self._segment(i, part, out)
+        out.finish()
+
+    def _segment(self, index: int, part: Segment, out: Output) -> None:
+        b, tile = self.b, self.tile
+        x = InputTile(
+            b, part, tile, self.flat[f"x{index}"], self.a_shared, self.pad, self.images,
+            self.first, self.thread, self.lanes, self.spec.dtype,
+        )
+        w = WeightTile(
+            b, part, tile, self.flat[f"w{index}"], self.b_shared, self.channel, self.thread,
+            self.lanes, self.spec.dtype,
+        )
+        if self.spec.folded:
+            x.locate(0)
+            self._sum(part, x, w)
+            out.step(b.at(0), b.at(0))
+        elif part.still:
+            x.locate(part.x_begin)
+            self._sum(part, x, w)
+            with b.loop(part.end - part.begin, "t") as t:
+                out.step(t + part.begin, b.at(0))
+        else:
+            with b.loop((part.end - part.begin) // tile.time, "block_t") as blk:
+                x.locate(blk * tile.time + part.x_begin)
+                self._sum(part, x, w)
+                with b.loop(tile.time, "dt", "unrolled") as dt:
+                    out.step(blk * tile.time + part.begin + dt, dt)
+
+    def _sum(self, part: Segment, x: InputTile, w: WeightTile) -> None:
+        """Sums over all taps and input channels."""
+        b, tile = self.b, self.tile
+        chunks = ceil(part.stage.in_channels / tile.depth)
+        total = len(part.stage.taps) * chunks
+
+        def fetch(step: Expr) -> None:
+            tap, chunk = b.bind(step // chunks, "tap"), b.bind(step % chunks, "chunk")
+            x.fetch(tap, chunk)
+            w.fetch(tap, chunk)
+
+        with b.loop(tile.time * tile.rows * tile.columns, "i", "unrolled") as i:
+            b.store(self.sums, splat(0.0, self.spec.dtype, 1), i)
+        fetch(b.at(0))
+        with b.loop(total, "step") as step:
+            x.put()
+            w.put()
+            if total > 1:
+                with b.when(step + 1 < total):
+                    fetch(step + 1)
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Add the products of the tiles in shared memory."""
+        b, tile, lanes = self.b, self.tile, self.lanes
+        stride = tile.depth + self.pad
+        with b.loop(tile.depth // lanes, "k_outer", "unrolled") as k:
+            with b.loop(lanes, "k_inner", "unrolled") as ki:
+                row = (k * lanes + ki) * tile.channels
+                with b.loop(tile.columns // self.vec, "j", "unrolled") as j:
+                    at = row + (self.group + j * self.groups) * self.vec
+                    value = load(self.b_shared, vector(at, self.vec))
+                    to = ki * tile.columns + j * self.vec
+                    b.store(self.b_held, value, vector(to, self.vec))
+            with (
+                b.loop(tile.time, "dt", "unrolled") as dt,
+                b.loop(tile.rows, "r", "unrolled") as r,
+            ):
+                row = dt * tile.pixels + self.line + r * (tile.pixels // tile.rows)
+                value = load(self.a_shared, vector(row * stride + k * lanes, lanes))
+                b.store(self.a_held, value, vector(b.at(0), lanes))
+                with (
+                    b.loop(lanes, "ki", "unrolled") as ki,
+                    b.loop(tile.columns, "j", "unrolled") as j,
+                ):
+                    at = (dt * tile.rows + r) * tile.columns + j
+                    product = load(self.a_held, ki) * load(self.b_held, ki * tile.columns + j)
+                    b.store(self.sums, load(self.sums, at) + product, at)

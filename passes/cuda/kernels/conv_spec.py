@@ -1,0 +1,129 @@
+"""What one launch of the convolution kernel computes, and its arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import IntImm, Var
+
+from ttsnn.passes.cpu.kernels.tir import i64
+from ttsnn.passes.cpu.layer_config import LifConfig, Stage
+
+__all__ = ["ConvParams", "ConvSpec", "Segment", "conv_params"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Timesteps that one stage computes, from an operand of their own.
+
+    Attributes:
+        stage: the convolution.
+        begin, end: timesteps of the result.
+        x_steps: timesteps of the operand: 1 where it does not change with time.
+        x_begin: the operand's timestep that belongs to ``begin``.
+        x_dtype: of the operand: ``dtype`` of the kernel, or ``"uint8"`` for spikes.
+    """
+
+    stage: Stage
+    begin: int
+    end: int
+    x_steps: int
+    x_begin: int
+    x_dtype: str
+
+    @property
+    def still(self) -> bool:
+        """Whether one contraction serves all its timesteps."""
+        return self.x_steps == 1 and self.end - self.begin > 1
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One stage (for htt: one for each kind of timestep), then bias, residual, neuron.
+
+    Attributes:
+        segments: one after the other they cover the timesteps 0…T.
+        T: timesteps of the result.
+        bias: whether a bias [Cout] is added.
+        residual_T: timesteps of a residual that is added, 0 for none.
+        residual_dtype: ``dtype``, or ``"uint8"`` for spikes.
+        lif: the neuron, or None.
+        v0: whether it starts from an operand.
+        emit: results: ``"membrane"``, ``"spikes"``, ``"v_last"``.
+        dtype: of sums, membranes and results.
+        spikes_dtype: of the result ``"spikes"``.
+    """
+
+    segments: tuple[Segment, ...]
+    T: int
+    bias: bool
+    residual_T: int
+    residual_dtype: str
+    lif: LifConfig | None
+    v0: bool
+    emit: tuple[str, ...]
+    dtype: str
+    spikes_dtype: str
+
+    @property
+    def stage(self) -> Stage:
+        """A stage with the size of the result."""
+        return self.segments[0].stage
+
+    @property
+    def folded(self) -> bool:
+        """Whether timesteps are independent, and count as images."""
+        (first, *rest) = self.segments
+        return (
+            self.lif is None
+            and not rest
+            and first.x_steps == self.T == first.end - first.begin
+            and self.residual_T in (0, self.T)
+        )
+
+
+@dataclass
+class ConvParams:
+    """Arguments of the kernel by name: x0, w0, x1, w1, bias, residual, v0; results by name."""
+
+    operands: dict[str, Var]
+    results: dict[str, Var]
+    batch: Expr
+
+    @property
+    def all(self) -> list[Var]:
+        """In order."""
+        return [*self.operands.values(), *self.results.values()]
+
+
+def conv_params(spec: ConvSpec, batch: int | None) -> ConvParams:
+    """Declare the arguments; ``batch`` None makes it symbolic."""
+    n: Expr = Var("n", "int64") if batch is None else IntImm("int64", batch)
+    image = (n, *spec.stage.out_size, spec.stage.out_channels)
+
+    def declare(name: str, shape: tuple[int | Expr, ...], dtype: str = spec.dtype) -> Var:
+        return tirx.decl_buffer([i64(s) for s in shape], dtype, name)
+
+    operands = {}
+    for i, part in enumerate(spec.segments):
+        s = part.stage
+        shape = (part.x_steps, n, *s.in_size, s.in_channels)
+        operands[f"x{i}"] = declare(f"x{i}", shape, part.x_dtype)
+        operands[f"w{i}"] = declare(f"w{i}", (len(s.taps), s.in_channels, s.out_channels))
+    if spec.bias:
+        operands["bias"] = declare("bias", (spec.stage.out_channels,))
+    if spec.residual_T:
+        operands["residual"] = declare("residual", (spec.residual_T, *image), spec.residual_dtype)
+    if spec.v0:
+        operands["v0"] = declare("v0", image)
+    results = {
+        name: declare(
+            name,
+            image if name == "v_last" else (spec.T, *image),
+            spec.spikes_dtype if name == "spikes" else spec.dtype,
+        )
+        for name in spec.emit
+    }
+    return ConvParams(operands, results, n)
