@@ -17,7 +17,7 @@ from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR
 from ttsnn.passes.cpu.layer_config import LayerConfig
 from ttsnn.passes.module_pass import ModulePass
 
-__all__ = ["LAYERS", "MACS", "RULE", "Rule", "ScheduleKernels"]
+__all__ = ["FALLBACK", "LAYERS", "MACS", "RULE", "Rule", "ScheduleKernels", "product_macs"]
 
 Rule = Callable[[tirx.PrimFunc, tvm.target.Target], Schedule | None]
 RULE, MACS, LAYERS = "ttsnn.rule", "ttsnn.macs", "ttsnn.layers"
@@ -80,7 +80,7 @@ def _work(func: tirx.PrimFunc) -> tuple[int, list[str]]:
         batch = func.params[0].shape[1]
         images = int(batch) if isinstance(batch, tirx.IntImm) else 1
         return images * layer_macs(config), [config.name]
-    return _product_macs(func), []
+    return product_macs(func), []
 
 
 def layer_macs(config: LayerConfig) -> int:
@@ -93,7 +93,7 @@ def layer_macs(config: LayerConfig) -> int:
     return full * config.timesteps + half * (config.T - config.timesteps)
 
 
-def _product_macs(func: tirx.PrimFunc) -> int:
+def product_macs(func: tirx.PrimFunc) -> int:
     """Iterations of blocks that add products up; symbolic sizes count as 1."""
     total = 0
 

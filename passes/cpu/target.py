@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 from tvm.target import codegen
 
 from ttsnn.debugging import instruments
@@ -16,9 +16,9 @@ from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.lower_kernels import KERNEL_PIPELINE
 from ttsnn.passes.cpu.pipeline import build_passes, lower_passes
 from ttsnn.passes.cpu.planned_memory import planned_bytes
-from ttsnn.passes.cpu.schedule_kernels import FALLBACK, LAYERS, MACS, RULE
 from ttsnn.passes.cpu.training.pipeline import training_passes
 from ttsnn.passes.expose_spikes import ExposeSpikes
+from ttsnn.passes.kernel_list import kernel_list
 from ttsnn.program import PARAMS
 from ttsnn.targets import KernelInfo, Target
 
@@ -117,16 +117,7 @@ class CpuTarget(Target):
 
     def kernels(self, lowered: tvm.IRModule) -> list[KernelInfo]:
         """The kernels, in the order in which the module's functions call them first."""
-        return [
-            KernelInfo(
-                name=name,
-                rule=str(func.attrs[RULE]),
-                layers=tuple(str(n) for n in func.attrs[LAYERS]),
-                macs=int(func.attrs[MACS]),
-                scheduled=str(func.attrs[RULE]) != FALLBACK,
-            )
-            for name, func in _called(lowered)
-        ]
+        return kernel_list(lowered)
 
     def describe(self) -> dict:
         """What ``ttsnn targets`` and manifests say of it."""
@@ -134,19 +125,3 @@ class CpuTarget(Target):
             "mcpu": str(self.tvm_target.attrs["mcpu"]),
             "isa": isa_of(self.tvm_target).name,
         }
-
-
-def _called(mod: tvm.IRModule) -> list[tuple[str, tirx.PrimFunc]]:
-    """PrimFuncs in the order of their first call."""
-    found: dict[str, tirx.PrimFunc] = {}
-
-    def visit(node) -> None:
-        if isinstance(node, tvm.ir.GlobalVar) and isinstance(mod[node], tirx.PrimFunc):
-            found.setdefault(node.name_hint, mod[node])
-
-    for _, func in mod.functions_items():
-        if isinstance(func, relax.Function):
-            for block in func.body.blocks:
-                for binding in block.bindings:
-                    relax.analysis.post_order_visit(binding.value, visit)
-    return list(found.items())

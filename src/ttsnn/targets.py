@@ -137,7 +137,10 @@ class Target(ABC):
         return f", did you mean {' or '.join(close)}?" if close else ""
 
 
-_REGISTRY: dict[str, str] = {"cpu": "ttsnn.passes.cpu.target:CpuTarget"}
+_REGISTRY: dict[str, str] = {
+    "cpu": "ttsnn.passes.cpu.target:CpuTarget",
+    "cuda": "ttsnn.passes.cuda.target:CudaTarget",
+}
 
 
 def register_target(name: str, where: str) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "packed_size",
     "panel_vectors",
     "panels",
+    "useful_taps",
 ]
 
 
@@ -97,7 +98,7 @@ def pack_layer_weights(
         raise PassError(f"layer {config.name}: {len(weights)} weights for {len(stages)} stages")
     used, packed = [], []
     for stage, weight in zip(stages, weights):
-        taps = _useful_taps(stage)
+        taps = useful_taps(stage)
         used.append(replace(stage, taps=tuple(stage.taps[k] for k in taps)))
         if len(weight) != len(stage.taps):
             raise PassError(f"layer {config.name}: {len(weight)} taps of {len(stage.taps)}")
@@ -112,7 +113,7 @@ def pack_layer_weights(
     return config, packed
 
 
-def _useful_taps(stage: Stage) -> list[int]:
+def useful_taps(stage: Stage) -> list[int]:
     """Indices of the taps that read at least one pixel of the input; at least one index."""
 
     def meets(tap: tuple[int, int]) -> bool:

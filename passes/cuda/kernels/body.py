@@ -42,7 +42,10 @@ class CudaBody(Body):
     @contextmanager
     def launch(self, blocks: int | Expr, threads: int) -> Iterator[tuple[Expr, Expr]]:
         """One kernel of ``blocks`` × ``threads``; yields the two indices."""
-        with self.bound(blocks, "blockIdx.x") as block, self.bound(threads, "threadIdx.x") as thread:
+        with (
+            self.bound(blocks, "blockIdx.x") as block,
+            self.bound(threads, "threadIdx.x") as thread,
+        ):
             yield block, thread
 
     @contextmanager

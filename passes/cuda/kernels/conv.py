@@ -14,14 +14,14 @@ from math import ceil, prod
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Var
 
+from ttsnn.passes.cpu.kernels.finished import finished
 from ttsnn.passes.cpu.kernels.tir import load, splat, vector
+from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import InputTile, WeightTile, width_of
 from ttsnn.passes.cuda.kernels.conv_output import Output
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment, conv_params
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
-from ttsnn.passes.cpu.kernels.finished import finished
-from ttsnn.passes.cuda.gpu import Gpu
 
 __all__ = ["conv_kernel"]
 
@@ -96,8 +96,17 @@ class _Kernel:
         self.group = b.bind(self.thread % self.groups, "channel_group")
         self.line = b.bind(self.thread // self.groups, "line")
         out = Output(
-            b, spec, tile, self.flat, self.pixels, self.vec, self.sums, self.first, self.channel,
-            self.line, self.group,
+            b,
+            spec,
+            tile,
+            self.flat,
+            self.pixels,
+            self.vec,
+            self.sums,
+            self.first,
+            self.channel,
+            self.line,
+            self.group,
         )
         out.start()
         for i, part in enumerate(spec.segments):
@@ -107,15 +116,31 @@ class _Kernel:
     def _segment(self, index: int, part: Segment, out: Output) -> None:
         b, tile = self.b, self.tile
         x = InputTile(
-            b, part, tile, self.flat[f"x{index}"], self.a_shared, self.pad, self.images,
-            self.first, self.thread, self.lanes, self.spec.dtype,
+            b,
+            part,
+            tile,
+            self.flat[f"x{index}"],
+            self.a_shared,
+            self.pad,
+            self.images,
+            self.first,
+            self.thread,
+            self.lanes,
+            self.spec.dtype,
         )
         w = WeightTile(
-            b, part, tile, self.flat[f"w{index}"], self.b_shared, self.channel, self.thread,
-            self.lanes, self.spec.dtype,
+            b,
+            part,
+            tile,
+            self.flat[f"w{index}"],
+            self.b_shared,
+            self.channel,
+            self.thread,
+            self.lanes,
+            self.spec.dtype,
         )
         if self.spec.folded:
-            x.locate(0)
+            x.locate(0, self.images // self.spec.T * part.x_begin)
             self._sum(part, x, w)
             out.step(b.at(0), b.at(0))
         elif part.still:

@@ -72,8 +72,13 @@ class InputTile:
         self.places = {n: self.b.alloc(self.count, self.b.index, f"x_{n}", "local") for n in names}
         self.held = self.b.alloc(self.count * self.vec, self.part.x_dtype, "x_held", "local")
 
-    def locate(self, t: Expr | int) -> None:
-        """Note where the thread's rows lie, for timesteps of the operand from ``t`` on."""
+    def locate(self, t: Expr | int, skip: Expr | int = 0) -> None:
+        """Note where the thread's rows lie.
+
+        Args:
+            t: the operand's timestep of the first of them.
+            skip: images before the operand's first one.
+        """
         b, s = self.b, self.part.stage
         size = prod(s.out_size)
         (height, width), total = s.in_size, self.images * size
@@ -84,7 +89,7 @@ class InputTile:
             image, rest = pixel // size, pixel % size
             y = b.bind(rest // s.out_size[1] * s.strides[0], "y")
             x = b.bind(rest % s.out_size[1] * s.strides[1], "x")
-            at = (((time * self.images + image) * height + y) * width + x) * self.channels
+            at = (((time * self.images + (image + skip)) * height + y) * width + x) * self.channels
             b.store(self.places["at"], at, i)
             # what is beyond the last pixel counts as outside of the image
             real = tirx.all(pixel < total, row < self.rows)

@@ -11,7 +11,7 @@ from tvm.tirx import IntImm, Var
 from ttsnn.passes.cpu.kernels.tir import i64
 from ttsnn.passes.cpu.layer_config import LifConfig, Stage
 
-__all__ = ["ConvParams", "ConvSpec", "Segment", "conv_params"]
+__all__ = ["ConvParams", "ConvSpec", "Segment", "conv_params", "result_shapes"]
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,7 @@ class ConvSpec:
     def folded(self) -> bool:
         """Whether timesteps are independent, and count as images."""
         (first, *rest) = self.segments
-        return (
-            self.lif is None
-            and not rest
-            and first.x_steps == self.T == first.end - first.begin
-            and self.residual_T in (0, self.T)
-        )
+        return self.lif is None and not rest and not first.still and self.residual_T in (0, self.T)
 
 
 @dataclass
@@ -119,11 +114,19 @@ def conv_params(spec: ConvSpec, batch: int | None) -> ConvParams:
     if spec.v0:
         operands["v0"] = declare("v0", image)
     results = {
-        name: declare(
-            name,
+        name: declare(name, *made)
+        for name, made in zip(spec.emit, result_shapes(spec, n), strict=True)
+    }
+    return ConvParams(operands, results, n)
+
+
+def result_shapes(spec: ConvSpec, batch: int | Expr) -> list[tuple[tuple[int | Expr, ...], str]]:
+    """Shape and dtype of each result, in the order of ``emit``."""
+    image = (batch, *spec.stage.out_size, spec.stage.out_channels)
+    return [
+        (
             image if name == "v_last" else (spec.T, *image),
             spec.spikes_dtype if name == "spikes" else spec.dtype,
         )
         for name in spec.emit
-    }
-    return ConvParams(operands, results, n)
+    ]

@@ -88,7 +88,8 @@ def _time(tile: ConvTile, spec: ConvSpec, pixels: int, steps: int, gpu: Gpu) -> 
     outputs = tile.time * tile.rows
     blocks = ceil(pixels / tile.pixels) * ceil(spec.stage.out_channels / tile.channels)
     work = sum(
-        len(s.stage.taps) * (ceil(s.stage.in_channels / tile.depth) * tile.depth)
+        len(s.stage.taps)
+        * (ceil(s.stage.in_channels / tile.depth) * tile.depth)
         * (1 if s.still or spec.folded else s.end - s.begin)
         for s in spec.segments
     )

@@ -1,0 +1,126 @@
+"""The CUDA target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+import tvm
+from tvm import relax
+from tvm.target import codegen
+
+from ttsnn.cuda.callback import compile_with
+from ttsnn.cuda.compiler import CudaOptions, compile_cuda, parse_archs
+from ttsnn.cuda.runtime import load_for_compiling
+from ttsnn.debugging import instruments
+from ttsnn.errors import TargetError
+from ttsnn.passes.cuda.gpu import DEFAULT_ARCH, parse_arch
+from ttsnn.passes.cuda.pipeline import build_passes, lower_passes
+from ttsnn.passes.expose_spikes import ExposeSpikes
+from ttsnn.passes.kernel_list import kernel_list
+from ttsnn.program import PARAMS
+from ttsnn.targets import KernelInfo, Target
+
+__all__ = ["CudaTarget"]
+
+_SWITCHES = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
+
+
+class CudaTarget(Target):
+    """An NVIDIA GPU; neither a GPU nor a driver is needed to compile for it.
+
+    Args:
+        options: ``arch`` (``sm_90``, or several as ``sm_80+sm_90``: the code of all goes into
+            the file, tiles are chosen for the last; default: this machine's GPU, else
+            ``sm_90``), ``fmad`` (``off``: products and sums are rounded apart, as a CPU does),
+            ``graph`` (``on``: capture CUDA graphs).
+
+    Raises:
+        TargetError: for an unknown option or architecture.
+    """
+
+    name = "cuda"
+    description = "NVIDIA GPU: fused channels-last kernels, compiled offline for any sm_70 or newer"
+    constraints = "inference; float32 and float64; static T; symbolic batch"
+    option_names = ("arch", "fmad", "graph")
+
+    def __init__(self, options: Mapping[str, str] | None = None) -> None:
+        super().__init__(options)
+        self.archs = parse_archs(self.options.get("arch") or default_arch())
+        for arch in self.archs:
+            parse_arch(arch)
+        self.fmad = self._switch("fmad", True)
+        self.cuda_graph = self._switch("graph", False)
+        self.tvm_target = tvm.target.Target(
+            {
+                "kind": "cuda",
+                "arch": self.archs[-1],
+                "max_shared_memory_per_block": 48 * 1024,
+                "max_threads_per_block": 1024,
+                "thread_warp_size": 32,
+            },
+            host={"kind": "llvm", "mtriple": codegen.llvm_get_system_triple()},
+        )
+
+    def _switch(self, name: str, default: bool) -> bool:
+        text = self.options.get(name)
+        if text is None:
+            return default
+        if text.lower() not in _SWITCHES:
+            raise TargetError(f"target {self.name}: {name} must be on or off, got {text!r}")
+        return _SWITCHES[text.lower()]
+
+    def lower(
+        self,
+        mod: tvm.IRModule,
+        *,
+        record_spikes: bool = False,
+        dump_ir: str | os.PathLike | None = None,
+        forms: str | Mapping[str, str] | None = None,
+    ) -> tvm.IRModule:
+        """Program → kernels; ``forms`` as in ``ScheduleContractions``."""
+        passes = [*([ExposeSpikes()] if record_spikes else [])]
+        passes += lower_passes(self.tvm_target, forms=forms)
+        with instruments(dump_ir), self.tvm_target:
+            for step in passes:
+                mod = step(mod)
+        return mod
+
+    def device_compiler(self) -> Callable[[str], bytes]:
+        """What turns CUDA source into an image that the driver loads."""
+        load_for_compiling()
+        options = CudaOptions(self.archs, fmad=self.fmad)
+        return lambda source: compile_cuda(source, options).image
+
+    def build(self, lowered: tvm.IRModule) -> relax.VMExecutable:
+        """Kernels → executable.
+
+        Raises:
+            TargetError: no CUDA compiler in this machine.
+        """
+        mod = lowered.without_attr(PARAMS)
+        pipeline = tvm.transform.Sequential(build_passes(cuda_graph=self.cuda_graph))
+        # loops that must be unrolled are left to the CUDA compiler: the source stays small
+        config = {"tirx.UnrollLoop": {"explicit_unroll": False, "auto_max_step": 0}}
+        # what our kernels bind to names is what is worth naming
+        config["tirx.disable_cse_tir"] = True
+        with compile_with(self.device_compiler()), tvm.transform.PassContext(config=config):
+            return relax.build(mod, self.tvm_target, relax_pipeline=pipeline, tir_pipeline="s_tir")
+
+    def kernels(self, lowered: tvm.IRModule) -> list[KernelInfo]:
+        """The kernels, in the order in which the module's functions call them first."""
+        return kernel_list(lowered)
+
+    def describe(self) -> dict:
+        """What ``ttsnn targets`` and manifests say of it."""
+        return super().describe() | {"arch": "+".join(self.archs)}
+
+
+def default_arch() -> str:
+    """The architecture of this machine's first GPU, else :data:`DEFAULT_ARCH`."""
+    try:
+        device = tvm.cuda(0)
+        version = str(device.compute_version) if device.exist else ""
+    except Exception:  # no CUDA runtime in this process
+        version = ""
+    return f"sm_{version.replace('.', '')}" if version else DEFAULT_ARCH
