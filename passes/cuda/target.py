@@ -6,16 +6,18 @@ import os
 from collections.abc import Callable, Mapping
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.target import codegen
 
 from ttsnn.cuda.callback import compile_with
 from ttsnn.cuda.compiler import CudaOptions, compile_cuda, parse_archs
 from ttsnn.cuda.runtime import load_for_compiling
 from ttsnn.debugging import instruments
-from ttsnn.errors import TargetError
+from ttsnn.errors import PassError, TargetError
 from ttsnn.passes.cuda.gpu import DEFAULT_ARCH, parse_arch
 from ttsnn.passes.cuda.pipeline import build_passes, lower_passes
+from ttsnn.passes.cuda.rules.bound import all_bound
+from ttsnn.passes.cuda.training.pipeline import training_passes
 from ttsnn.passes.expose_spikes import ExposeSpikes
 from ttsnn.passes.kernel_list import kernel_list
 from ttsnn.program import PARAMS
@@ -41,7 +43,9 @@ class CudaTarget(Target):
 
     name = "cuda"
     description = "NVIDIA GPU: fused channels-last kernels, compiled offline for any sm_70 or newer"
-    constraints = "inference; float32 and float64; static T; symbolic batch"
+    constraints = (
+        "inference and training; float32 and float64; static T; symbolic batch for inference"
+    )
     option_names = ("arch", "fmad", "graph")
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
@@ -84,7 +88,25 @@ class CudaTarget(Target):
         with instruments(dump_ir), self.tvm_target:
             for step in passes:
                 mod = step(mod)
-        return mod
+        return _checked(mod)
+
+    def lower_training(
+        self, mod: tvm.IRModule, *, dump_ir: str | os.PathLike | None = None
+    ) -> tvm.IRModule:
+        """Training program (:mod:`ttsnn.passes.training`) → kernels for :meth:`build`.
+
+        Args:
+            mod: all its Relax functions are lowered; their arguments and results stay.
+            dump_ir: folder for the module after each pass.
+
+        Raises:
+            PassError: for sizes that vary.
+        """
+        functions = [g.name_hint for g, f in mod.functions_items() if isinstance(f, relax.Function)]
+        with instruments(dump_ir), self.tvm_target:
+            for step in training_passes(self.tvm_target, functions):
+                mod = step(mod)
+        return _checked(mod)
 
     def device_compiler(self) -> Callable[[str], bytes]:
         """What turns CUDA source into an image that the driver loads."""
@@ -114,6 +136,21 @@ class CudaTarget(Target):
     def describe(self) -> dict:
         """What ``ttsnn targets`` and manifests say of it."""
         return super().describe() | {"arch": "+".join(self.archs)}
+
+
+def _checked(mod: tvm.IRModule) -> tvm.IRModule:
+    """The module, whose kernels leave nothing to the host.
+
+    Raises:
+        PassError: for one that does.
+    """
+    for gvar, func in mod.functions_items():
+        if isinstance(func, tirx.PrimFunc) and not all_bound(func):
+            raise PassError(
+                f"kernel {gvar.name_hint}: some of its loops are not bound to the GPU's threads; "
+                "compile for cpu, and report this network"
+            )
+    return mod
 
 
 def default_arch() -> str:

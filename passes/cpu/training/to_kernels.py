@@ -19,7 +19,7 @@ from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.shapes import dims, known_dims
 from ttsnn.passes.static_values import op_name
 
-__all__ = ["ToTrainingKernels"]
+__all__ = ["Lowering", "ToTrainingKernels", "rewrite_functions"]
 
 _ELEMENTWISE = {
     f"relax.{name}"
@@ -53,24 +53,31 @@ class ToTrainingKernels(ModulePass):
         """Apply the pass."""
         bb = relax.BlockBuilder()
         kernels = TrainingKernels(bb, self.target)
-        attrs = {}
-        for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function):
-                _Lowering(bb, kernels, func).emit(gvar.name_hint)
-                attrs[gvar.name_hint] = func.attrs
-        out = bb.get()
-        for gvar, func in mod.functions_items():
-            name = gvar.name_hint
-            if name in attrs:
-                new = out[name]
-                for key, value in (attrs[name] or {}).items():
-                    new = new.with_attr(key, value)
-                out.update_func(out.get_global_var(name), new)
-            else:
-                out[gvar] = func
-        for key, value in (mod.attrs or {}).items():
-            out = out.with_attr(key, value)
-        return out
+        return rewrite_functions(mod, bb, lambda func: _Lowering(bb, kernels, func))
+
+
+def rewrite_functions(
+    mod: tvm.IRModule, bb: relax.BlockBuilder, convert: Callable[[relax.Function], Converter]
+) -> tvm.IRModule:
+    """All Relax functions rewritten into the builder's module; attributes stay."""
+    attrs = {}
+    for gvar, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            convert(func).emit(gvar.name_hint)
+            attrs[gvar.name_hint] = func.attrs
+    out = bb.get()
+    for gvar, func in mod.functions_items():
+        name = gvar.name_hint
+        if name in attrs:
+            new = out[name]
+            for key, value in (attrs[name] or {}).items():
+                new = new.with_attr(key, value)
+            out.update_func(out.get_global_var(name), new)
+        else:
+            out[gvar] = func
+    for key, value in (mod.attrs or {}).items():
+        out = out.with_attr(key, value)
+    return out
 
 
 class _Lowering(Converter):
@@ -399,3 +406,6 @@ _HANDLERS = {
     "relax.sum": _Lowering._reduced,
     **dict.fromkeys(_POOLS, _Lowering._pool),
 }
+
+Lowering = _Lowering
+"""For targets that compute the same operators by kernels of their own."""

@@ -89,7 +89,9 @@ class InputTile:
             image, rest = pixel // size, pixel % size
             y = b.bind(rest // s.out_size[1] * s.strides[0], "y")
             x = b.bind(rest % s.out_size[1] * s.strides[1], "x")
-            at = (((time * self.images + (image + skip)) * height + y) * width + x) * self.channels
+            corner = (time * self.images + (image + skip)) * (height * width)
+            at = corner + (y * width + x if self.part.apart == (1, 1) else 0)
+            at = at * self.channels
             b.store(self.places["at"], at, i)
             # what is beyond the last pixel counts as outside of the image
             real = tirx.all(pixel < total, row < self.rows)
@@ -102,16 +104,23 @@ class InputTile:
         dy = b.bind(pick(tap, [t[0] for t in s.taps]), "dy")
         dx = b.bind(pick(tap, [t[1] for t in s.taps]), "dx")
         k = b.bind(chunk * (self.tile.depth // self.vec) + self.k, "k")
-        shift = b.bind((dy * s.in_size[1] + dx) * self.channels + k, "shift")
+        plain = self.part.apart == (1, 1)
+        shift = b.bind(((dy * s.in_size[1] + dx) * self.channels if plain else 0) + k, "shift")
         ragged = s.in_channels % self.tile.depth != 0
         with b.loop(self.count, "i", "unrolled") as i:
-            y, x = load(self.places["y"], i) + dy, load(self.places["x"], i) + dx
-            inside = [y >= 0, y < s.in_size[0], x >= 0, x < s.in_size[1]]
-            if s.taps == ((0, 0),):
+            y = b.bind(load(self.places["y"], i) + dy, "y")
+            x = b.bind(load(self.places["x"], i) + dx, "x")
+            (down, across), (height, width) = self.part.apart, s.in_size
+            inside = [y >= 0, y < height * down, x >= 0, x < width * across]
+            if s.taps == ((0, 0),) and plain:
                 inside = inside[:1]
+            inside += [v % gap < 1 for v, gap in ((y, down), (x, across)) if gap > 1]
             if ragged:
                 inside.append(k < self.channels)
-            at = (load(self.places["at"], i) + shift) * self.vec
+            at = load(self.places["at"], i) + shift
+            if not plain:
+                at = at + (y // down * width + x // across) * self.channels
+            at = at * self.vec
             value = load(self.x, vector(at, self.vec))
             zero = splat(tirx.const(0, self.part.x_dtype), self.part.x_dtype, self.vec)
             value = tirx.if_then_else(tirx.all(*inside), value, zero)

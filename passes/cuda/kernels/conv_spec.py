@@ -24,6 +24,8 @@ class Segment:
         x_steps: timesteps of the operand: 1 where it does not change with time.
         x_begin: the operand's timestep that belongs to ``begin``.
         x_dtype: of the operand: ``dtype`` of the kernel, or ``"uint8"`` for spikes.
+        apart: the operand's pixels lie so far apart, with zeros between them: (1, 1), or the
+            strides of the convolution whose input's gradient this is. Taps count these zeros.
     """
 
     stage: Stage
@@ -32,6 +34,7 @@ class Segment:
     x_steps: int
     x_begin: int
     x_dtype: str
+    apart: tuple[int, int] = (1, 1)
 
     @property
     def still(self) -> bool:

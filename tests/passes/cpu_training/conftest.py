@@ -28,18 +28,19 @@ def run_kernel(func, *arrays: np.ndarray) -> None:
 
 
 class Program:
-    """``forward`` and ``backward`` of a model, lowered and built for the CPU."""
+    """``forward`` and ``backward`` of a model, lowered and built for a target."""
 
-    def __init__(self, model: torch.nn.Module, x: torch.Tensor) -> None:
+    def __init__(self, model: torch.nn.Module, x: torch.Tensor, target="cpu", device=None) -> None:
         imported = import_model(model, example=x)
         self.input = imported["main"].params[0].name
         mod = build_autograd(imported, inputs=[self.input])
         self.manifest, self.params = Manifest.of(mod), params_of(mod)
-        target = get_target("cpu")
+        target = get_target(target)
+        self.device = device or tvm.cpu()
         self.lowered = target.lower_training(mod)
         assert relax.analysis.check_well_formed(self.lowered)
         self.kernels = target.kernels(self.lowered)
-        self.vm = relax.VirtualMachine(target.build(self.lowered), tvm.cpu())
+        self.vm = relax.VirtualMachine(target.build(self.lowered), self.device)
 
     def call(self, function: str, values: dict) -> dict:
         signature = self.manifest.functions[function]
@@ -47,7 +48,7 @@ class Program:
         for s in signature.arguments:
             value = self.params[s.name] if s.role in ("param", "buffer") else None
             value = values[s.role, s.name] if value is None else value
-            args.append(tvm.runtime.tensor(np.asarray(value, order="C")))
+            args.append(tvm.runtime.tensor(np.asarray(value, order="C"), self.device))
         out = self.vm[function](*args)
         return {(s.role, s.name): o.numpy() for s, o in zip(signature.results, out, strict=True)}
 
@@ -59,9 +60,11 @@ def error(a: np.ndarray, b: torch.Tensor) -> float:
     return float(np.abs(a - want).max() / max(np.abs(want).max(), 1e-30))
 
 
-def check(model: torch.nn.Module, x: torch.Tensor, tol: float = 1e-11) -> Program:
+def check(
+    model: torch.nn.Module, x: torch.Tensor, tol: float = 1e-11, target="cpu", device=None
+) -> Program:
     """Outputs, gradients of all parameters and of x, and buffers, against autograd."""
-    program = Program(model, x)
+    program = Program(model, x, target, device)
     x = x.clone().requires_grad_()
     y = model.train()(x)
     g = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))

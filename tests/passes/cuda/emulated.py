@@ -1,0 +1,83 @@
+"""Modules of layers on the emulated GPU."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from ttsnn.cuda import emulator
+from ttsnn.passes.cpu.kernels import cpu_layer
+from ttsnn.passes.cuda.target import CudaTarget
+from ttsnn.program import make_program, params_of
+
+
+class Emulated(CudaTarget):
+    """The GPU target, its kernels run forwards and backwards through a block's threads."""
+
+    def device_compiler(self):
+        emulator.enable(order="both")
+        return emulator.compile_source
+
+
+def run(target, lowered, inputs):
+    """Results of ``main``, as arrays."""
+    executable = target.build(lowered)
+    device = tvm.cuda(0)
+    # "naive": every buffer has its own memory, so that accesses outside of it are noticed
+    machine = relax.VirtualMachine(executable, device, memory_cfg="naive")
+    values = [*inputs, *params_of(lowered).values()]
+    out = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(v), device) for v in values])
+    emulator.check()
+    return [o.numpy() for o in (out if not hasattr(out, "numpy") else [out])]
+
+
+def layers_program(cases, symbolic=False):
+    """A program that computes several layers, each of (config, operands by name).
+
+    Returns it and its inputs, in order.
+    """
+    builder = relax.BlockBuilder()
+    n = tvm.tirx.Var("n", "int64")
+    inputs, params, weights = [], [], {}
+    for i, (config, operands) in enumerate(cases):
+        for name, value in operands.items():
+            shape = list(value.shape)
+            own = f"l{i}.{name}"
+            if name in ("x", "residual", "v0"):
+                if symbolic:
+                    shape[0 if name == "v0" else 1] = n
+                inputs.append((i, name, relax.Var(own.replace(".", "_"), _type(shape, config))))
+            else:
+                params.append((i, name, relax.Var(own.replace(".", "_"), _type(shape, config))))
+                weights[own] = value
+    known = {(i, name): var for i, name, var in inputs + params}
+    with builder.function("main", [v for *_, v in inputs + params], {"num_input": len(inputs)}):
+        with builder.dataflow():
+            outs = []
+            for i, (config, operands) in enumerate(cases):
+                out = builder.emit(cpu_layer(config, [known[i, name] for name in operands]))
+                count = len(config.emit)
+                outs += (
+                    [out]
+                    if count == 1
+                    else [builder.emit(relax.TupleGetItem(out, k)) for k in range(count)]
+                )
+            gv = builder.emit_output(relax.Tuple(outs))
+        builder.emit_func_output(gv)
+    mod = make_program(builder.get()["main"], weights).with_attr("ttsnn.meta", json.dumps({}))
+    return mod, [cases[i][1][name] for i, name, _ in inputs]
+
+
+def _type(shape, config):
+    return relax.TensorType(shape, config.dtype)
+
+
+def run_layers(cases, symbolic=False, target=None):
+    """Results by name of each of (config, operands by name)."""
+    target = target or Emulated()
+    mod, inputs = layers_program(cases, symbolic)
+    found = iter(run(target, target.lower(mod), inputs))
+    return [{name: next(found) for name in config.emit} for config, _ in cases]

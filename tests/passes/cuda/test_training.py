@@ -1,0 +1,53 @@
+"""Training programs on the emulated GPU against PyTorch's autograd, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import tvm
+from torch import nn
+
+from ttsnn.cuda import emulator
+from ttsnn.models import LIF
+
+from ..cpu_training.conftest import check
+from ..cpu_training.test_programs import Block, Time, inputs, tt
+from .emulated import Emulated
+
+
+def checked(model, x):
+    target = Emulated()
+    target.device_compiler()
+    program = check(model.double(), x, target=target, device=tvm.cuda(0))
+    emulator.check()
+    return program
+
+
+@pytest.mark.parametrize("mode", ["ptt", "stt", "htt"])
+def test_residual_block(mode):
+    """Strided and plain chains, batch norm, neurons, a strided 1×1 shortcut."""
+    torch.manual_seed(0)
+    model = Block(tt(3, 9, mode, 2), tt(9, 9, mode), 3, 9)
+    program = checked(model, 2 * inputs(3, 2, 3, 7, 6))
+    rules = {k.rule for k in program.kernels}
+    assert {"conv", "weight_grad", "batch_norm_stats", "batch_norm_sums"} <= rules
+    assert all(k.scheduled for k in program.kernels)
+
+
+def test_dense_network():
+    """A dilated convolution with bias, a pool, two branches, and a linear layer at the end."""
+    torch.manual_seed(1)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = Time(nn.Conv2d(2, 6, 3, (2, 1), 1), nn.BatchNorm2d(6))
+            self.lif = LIF()
+            self.second = Time(nn.MaxPool2d(2), nn.Conv2d(6, 5, 3, padding=1))
+            self.head = nn.Linear(5, 4)
+
+        def forward(self, x):
+            y = self.second(self.lif(self.first(x)))
+            return self.head(y.mean((0, 3, 4)))
+
+    checked(Net(), inputs(2, 3, 2, 8, 8))
