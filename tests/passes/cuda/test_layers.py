@@ -9,7 +9,7 @@ import pytest
 
 from ttsnn.passes.cpu.layer_config import LifConfig
 
-from ..cpu_kernels.oracle import (
+from ..cpu_kernels.oracle import (  # noqa: TID252
     COLUMN,
     CROSS,
     LIF,

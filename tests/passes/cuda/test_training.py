@@ -10,8 +10,8 @@ from torch import nn
 from ttsnn.cuda import emulator
 from ttsnn.models import LIF
 
-from ..cpu_training.conftest import check
-from ..cpu_training.test_programs import Block, Time, inputs, tt
+from ..cpu_training.conftest import check  # noqa: TID252
+from ..cpu_training.test_programs import Block, Time, inputs, tt  # noqa: TID252
 from .emulated import Emulated
 
 
