@@ -123,9 +123,11 @@ class CudaTarget(Target):
         mod = lowered.without_attr(PARAMS)
         pipeline = tvm.transform.Sequential(build_passes(cuda_graph=self.cuda_graph))
         # loops that must be unrolled are left to the CUDA compiler: the source stays small
-        config = {"tirx.UnrollLoop": {"explicit_unroll": False, "auto_max_step": 0}}
-        # what our kernels bind to names is what is worth naming
-        config["tirx.disable_cse_tir"] = True
+        config = {
+            "tirx.UnrollLoop": {"explicit_unroll": False, "auto_max_step": 0},
+            # what our kernels bind to names is what is worth naming
+            "tirx.disable_cse_tir": True,
+        }
         with compile_with(self.device_compiler()), tvm.transform.PassContext(config=config):
             return relax.build(mod, self.tvm_target, relax_pipeline=pipeline, tir_pipeline="s_tir")
 

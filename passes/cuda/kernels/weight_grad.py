@@ -41,8 +41,8 @@ def weight_grad(stage: Stage, images: int, dtype: str, gpu: Gpu) -> PrimFunc:
         tirx.decl_buffer([i64(s) for s in shape], dtype, name)
         for name, shape in (("x", x_shape), ("dy", dy_shape), ("dw", dw_shape))
     ]
-    flat = [b.view(p, prod(p.shape), dtype, f"{p.name}_flat") for p in params]
-    k = _Kernel(b, stage, images * prod(stage.out_size), gpu.vector(dtype), dtype, *flat, gpu)
+    x, dy, dw = (b.view(p, prod(p.shape), dtype, f"{p.name}_flat") for p in params)
+    k = _Kernel(b, stage, images * prod(stage.out_size), gpu.vector(dtype), dtype, x, dy, dw, gpu)
     k.run()
     return finished(b, params, "weight_grad", images * stage_macs(stage))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any, cast
 
 import tvm
 from tvm import relax
@@ -144,6 +145,12 @@ class _Kernels:
 class _CudaLowering(Lowering):
     """Handlers of the operators that differ from the CPU's."""
 
+    def __init__(self, bb: relax.BlockBuilder, kernels: _Kernels, func: relax.Function) -> None:
+        super().__init__(bb, cast(Any, kernels), func)  # the CPU's are not called
+        self.gpu_kernels = kernels
+        # values and weights of chains, for the backward of the same function
+        self.computed: dict[tuple, tuple[list[relax.Var], list[relax.Var]]] = {}
+
     def convert(self, var: relax.Var, value: relax.Expr) -> Image | list | relax.Expr | bool | None:
         """By the operator's handler."""
         handler = _HANDLERS.get(op_name(value))
@@ -160,7 +167,7 @@ class _CudaLowering(Lowering):
         geometry = ([int(v) for v in values] for values in (a.strides, a.padding, a.dilation))
         link = dense_link(known_dims(call.args[1]), x.sizes[1:3], *geometry)
         weight = link.weight([self.get(call.args[1])], self.bind)
-        return replace(x, expr=self.k.conv(link.stage, x.expr, weight))
+        return replace(x, expr=self.gpu_kernels.conv(link.stage, x.expr, weight))
 
     def _conv_data(self, _var: relax.Var, call: relax.Call) -> Image | None:
         w, dy = call.args
@@ -170,14 +177,16 @@ class _CudaLowering(Lowering):
         link = self._link(known_dims(w), (height, width), call)
         image = self.known_image(dy)
         weight = link.weight([self.get(w)], self.bind)
-        return replace(image, expr=self.k.input_grad(link.stage, image.expr, weight))
+        return replace(image, expr=self.gpu_kernels.input_grad(link.stage, image.expr, weight))
 
     def _conv_weight(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
         if int(call.attrs["groups"]) != 1:
             return None
         x, dy = (self.known_image(a) for a in call.args)
         link = self._link(known_dims(call), x.sizes[1:3], call)
-        return link.gradients(self.k.weight_grad(link.stage, x.expr, dy.expr), self.bind)[0]
+        return link.gradients(self.gpu_kernels.weight_grad(link.stage, x.expr, dy.expr), self.bind)[
+            0
+        ]
 
     def _link(self, shape: Sequence[int], size: tuple[int, int], call: relax.Call) -> Link:
         geometry = ([int(v) for v in call.attrs[n]] for n in ("strides", "padding", "dilation"))
@@ -204,14 +213,14 @@ class _CudaLowering(Lowering):
         Kept for whoever asks again with the same operands.
         """
         key = (*call.args[:5], part, str(call.attrs["strides"]))
-        if key not in self.chains:
+        if key not in self.computed:
             cores = [self.get(g) for g in call.args[1:5]]
             weights = [link.weight(cores, self.bind) for link in links]
             values = [x]
             for link, weight in zip(links, weights):
-                values.append(self.k.conv(link.stage, values[-1], weight))
-            self.chains[key] = values, weights
-        return self.chains[key]
+                values.append(self.gpu_kernels.conv(link.stage, values[-1], weight))
+            self.computed[key] = values, weights
+        return self.computed[key]
 
     def _tt_conv(self, _var: relax.Var, call: relax.Call) -> Image:
         x = self.known_image(call.args[0])
@@ -231,12 +240,12 @@ class _CudaLowering(Lowering):
             g = self._part(dy, begin, end)
             for j in range(len(links) - 1, -1, -1):
                 link = links[j]
-                dw = self.k.weight_grad(link.stage, values[j], g)
+                dw = self.gpu_kernels.weight_grad(link.stage, values[j], g)
                 for source, new in zip(link.sources, link.gradients(dw, self.bind)):
                     old = grads[source]
                     grads[source] = new if old is None else self.bind(relax.op.add(old, new))
                 if j > 0 or to_x:
-                    g = self.k.input_grad(link.stage, g, weights[j])
+                    g = self.gpu_kernels.input_grad(link.stage, g, weights[j])
             parts.append(g)
         for i, core in enumerate(call.args[1:5]):
             if grads[i] is None:
@@ -258,7 +267,7 @@ class _CudaLowering(Lowering):
             return None
         gamma, beta, *running = (self.get(a) for a in call.args[1:])
         epsilon, momentum = float(call.attrs["epsilon"]), float(call.attrs["momentum"])
-        stats = self.k.batch_norm_stats(x.expr, running, epsilon, momentum)
+        stats = self.gpu_kernels.batch_norm_stats(x.expr, running, epsilon, momentum)
         mean, rstd = stats[2:]
         y = self.bind(relax.op.multiply(self.bind(relax.op.subtract(x.expr, mean)), rstd))
         y = self.bind(relax.op.add(self.bind(relax.op.multiply(y, gamma)), beta))
@@ -270,7 +279,7 @@ class _CudaLowering(Lowering):
             return None
         dy = self.known_image(call.args[4]).expr
         gamma, mean, rstd = (self.get(a) for a in call.args[1:4])
-        sums = self.k.batch_norm_sums(x.expr, mean, rstd, dy)
+        sums = self.gpu_kernels.batch_norm_sums(x.expr, mean, rstd, dy)
         per = relax.const(1.0 / prod(known_dims(x.expr)[:-1]), _dtype(x.expr))
         to_gamma, to_beta = (self.bind(relax.op.multiply(s, per)) for s in sums)
         hat = self.bind(relax.op.subtract(x.expr, mean))
@@ -286,7 +295,7 @@ class _CudaLowering(Lowering):
         """[T, N, H, W, C]."""
         return self.reshape(image.expr, (*shape[:2], *image.sizes[1:]))
 
-    def _neuron(self, call: relax.Call) -> tuple[Image, list[relax.Expr]] | None:
+    def _operands(self, call: relax.Call) -> tuple[Image, list[relax.Expr]] | None:
         """A neuron's input, and its first operands channels last."""
         attrs, x = lif_attrs_of(call), call.args[0]
         shape = known_dims(x)
@@ -308,7 +317,7 @@ class _CudaLowering(Lowering):
         return Image(self.reshape(value, (1, prod(lead), *known_dims(value)[-3:])), lead)
 
     def _lif(self, _var: relax.Var, call: relax.Call) -> list | None:
-        made = self._neuron(call)
+        made = self._operands(call)
         if made is None:
             return None
         x, args = made
@@ -317,7 +326,7 @@ class _CudaLowering(Lowering):
         return [self._image_of(spikes, x.lead), self._image_of(last, x.lead[1:])]
 
     def _lif_backward(self, _var: relax.Var, call: relax.Call) -> list | None:
-        made = self._neuron(call)
+        made = self._operands(call)
         if made is None:
             return None
         x, args = made

@@ -41,7 +41,7 @@ def test_dense_network():
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first = Time(nn.Conv2d(2, 6, 3, (2, 1), 1), nn.BatchNorm2d(6))
+            self.first = Time(nn.Conv2d(2, 6, 3, (2, 1), 1, bias=False), nn.BatchNorm2d(6))
             self.lif = LIF()
             self.second = Time(nn.MaxPool2d(2), nn.Conv2d(6, 5, 3, padding=1))
             self.head = nn.Linear(5, 4)
