@@ -128,10 +128,34 @@ def leakage_mw(arch: Architecture, tech: Technology) -> float:
     return sum(tech.sram_leakage_mw(size) for size in sizes) + tech.pe_leakage * arch.pes
 
 
-def energy(result: SimulationResult, arch: Architecture, tech: Technology) -> EnergyReport:
-    """Energy of a simulation of ``arch`` in a technology."""
+def _ungated(counts: np.ndarray) -> np.ndarray:
+    """Counts in which every gated product is executed, as the others of its tag and unit are.
+
+    Where all of them were gated nothing says what they are: they count as the dearest.
+    """
+    out = counts.copy()
+    gated = EVENTS.index("gated")
+    kinds = [EVENTS.index(name) for name in ("acc", "mac8", "mac16")]
+    executed = counts[..., kinds]
+    whole = executed.sum(axis=-1, keepdims=True)
+    share = np.divide(executed, whole, out=np.zeros_like(executed), where=whole > 0)
+    share[whole[..., 0] == 0, -1] = 1.0
+    out[..., kinds] += counts[..., gated, None] * share
+    out[..., gated] = 0
+    return out
+
+
+def energy(
+    result: SimulationResult, arch: Architecture, tech: Technology, *, gating: bool = True
+) -> EnergyReport:
+    """Energy of a simulation of ``arch`` in a technology.
+
+    Args:
+        gating: a product with a zero is not computed. False: it costs what the others cost.
+    """
     costs = np.stack([event_costs(arch, tech, unit) for unit in result.units])
-    paid = result.counts * costs[None]
+    counts = result.counts if gating else _ungated(result.counts)
+    paid = counts * costs[None]
     dynamic = np.zeros((*paid.shape[:2], len(CATEGORIES)))
     for i, name in enumerate(EVENTS):
         dynamic[:, :, CATEGORIES.index(_CATEGORY[name])] += paid[:, :, i]

@@ -1,7 +1,7 @@
 """What single layers cost, worked out by hand: oracles for the simulator, sharing no code with it.
 
-Multiply-accumulates are those of the dense loops: taps that lie outside the image count too, as
-they do everywhere in ttsnn.
+Multiply-accumulates are those of the dense loops whose operands lie inside the image: zeros of the
+padding are not there to be multiplied.
 """
 
 from __future__ import annotations
@@ -31,9 +31,33 @@ def out_size(size: tuple[int, int], kernel: int, stride: int) -> tuple[int, int]
     return tuple((s + 2 * (kernel // 2) - kernel) // stride + 1 for s in size)  # type: ignore[return-value]
 
 
-def conv_macs(cin: int, cout: int, taps: int, positions: int) -> int:
-    """Forward, of one sample and timestep. Each gradient has as many."""
-    return cin * cout * taps * positions
+def pairs(
+    size: tuple[int, int],
+    taps: list[tuple[int, int]],
+    strides: tuple[int, int],
+    out: tuple[int, int],
+) -> int:
+    """Output positions × taps that lie inside the image.
+
+    Args:
+        size: of the image.
+        taps: offsets (row, column) of the taps from an output's position times the strides.
+        strides: of rows and columns.
+        out: positions of the output.
+    """
+    count = 0
+    for oy in range(out[0]):
+        for ox in range(out[1]):
+            for dy, dx in taps:
+                y, x = oy * strides[0] + dy, ox * strides[1] + dx
+                count += 0 <= y < size[0] and 0 <= x < size[1]
+    return count
+
+
+COLUMN = [(-1, 0), (0, 0), (1, 0)]
+ROW = [(0, -1), (0, 0), (0, 1)]
+CROSS = [*ROW, (-1, 0), (1, 0)]
+POINT = [(0, 0)]
 
 
 def chain_macs(
@@ -43,22 +67,38 @@ def chain_macs(
 
     Strides sit on the spatial cores: g1 sees the whole input, g4 the output. ``stt``: g2 strides
     the rows, g3 the columns; ``ptt``: both branches stride both, and lie as a cross of 5 taps in
-    one core (``cross``); ``half``, the other timesteps of htt: g1 is strided itself.
+    one core (``cross``); ``branches``: ptt with its branches apart; ``half``, the other timesteps
+    of htt: g1 is strided itself.
     """
-    full = size[0] * size[1]
-    height, width = out_size(size, 3, stride)
-    out = height * width
+    out = out_size(size, 3, stride)
+    last = {"g4": rank * cout * out[0] * out[1]}
+    if mode == "half":
+        return {"g1": cin * rank * out[0] * out[1]} | last
+    first = {"g1": cin * rank * size[0] * size[1]}
+    square, both = rank * rank, (stride, stride)
     if mode == "stt":
+        half = (out[0], size[1])
         return {
-            "g1": cin * rank * full,
-            "g2": 3 * rank * rank * height * size[1],
-            "g3": 3 * rank * rank * out,
-            "g4": rank * cout * out,
+            **first,
+            "g2": square * pairs(size, COLUMN, (stride, 1), half),
+            "g3": square * pairs(half, ROW, (1, stride), out),
+            **last,
         }
     if mode == "ptt":
-        return {"g1": cin * rank * full, "cross": 5 * rank * rank * out, "g4": rank * cout * out}
-    assert mode == "half"
-    return {"g1": cin * rank * out, "g4": rank * cout * out}
+        return first | {"cross": square * pairs(size, CROSS, both, out)} | last
+    assert mode == "branches"
+    return {
+        **first,
+        "g2": square * pairs(size, COLUMN, both, out),
+        "g3": square * pairs(size, ROW, both, out),
+        **last,
+    }
+
+
+def conv_macs(cin: int, cout: int, kernel: int, size: tuple[int, int], stride: int = 1) -> int:
+    """Forward MACs of a square convolution of one sample and timestep, padding kernel // 2."""
+    out = out_size(size, kernel, stride)
+    return cin * cout * pairs(size, square_taps(kernel), (stride, stride), out)
 
 
 def training_macs(forward: dict[str, int], first: bool = False) -> dict[str, dict[str, int]]:

@@ -78,38 +78,50 @@ def test_gemm_cycles_against_scale_sim_itself(dataflow: str, tmp_path: Path) -> 
     assert [int(float(line.split(",")[column])) for line in report[1:]] == TOTALS[dataflow]
 
 
-@pytest.mark.parametrize("mode", ["stt", "ptt"])
-def test_unstrided_chains_follow_the_counting_rule(closed_forms: ModuleType, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "kind"), [("stt", "stt"), ("branches", "ptt"), ("ptt", "ptt")])
+def test_chains_are_the_counting_rule_less_the_padding(
+    closed_forms: ModuleType, mode: str, kind: str
+) -> None:
+    """The rule of plans counts taps outside the image, and both branches' centre taps."""
     cin, cout, rank, size = 5, 7, 3, (6, 9)
     info = LayerInfo(
         name="conv", kind="conv2d", weight_shape=(cout, cin, 3, 3), out_size=size, steps=1,
         calls=1, bias=0, strides=(1, 1), padding=(1, 1, 1, 1), dilation=(1, 1),
     )  # fmt: skip
-    rule = layer_cost(info, TTLayer("conv2d", mode, (rank,) * 3)).flops
-    merged = rank * rank * size[0] * size[1] if mode == "ptt" else 0  # 5 taps instead of 6
-    assert sum(closed_forms.chain_macs(mode, cin, rank, cout, size).values()) == rule - merged
+    rule = layer_cost(info, TTLayer("conv2d", kind, (rank,) * 3)).flops
+    merged = rank * rank * size[0] * size[1] if mode == "ptt" else 0
+    padding = rank * rank * 2 * (size[0] + size[1])  # a column or row of taps at each edge
+    assert sum(closed_forms.chain_macs(mode, cin, rank, cout, size).values()) == (
+        rule - merged - padding
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(6, 9), (1, 1), (7, 7)])
-def test_chain_macs_are_pytorchs(
-    closed_forms: ModuleType, stride: int, size: tuple[int, int]
-) -> None:
-    """Weights × positions of the convolutions that PyTorch would run, one after another."""
+def test_macs_are_pytorchs(closed_forms: ModuleType, stride: int, size: tuple[int, int]) -> None:
+    """Each product of ones is one: convolutions of ones, one after another, summed up."""
     cin, rank, cout = 4, 3, 5
-    x = torch.zeros(1, cin, *size)
-    convs = {
-        "g1": torch.nn.Conv2d(cin, rank, 1, bias=False),
-        "g2": torch.nn.Conv2d(rank, rank, (3, 1), (stride, 1), (1, 0), bias=False),
-        "g3": torch.nn.Conv2d(rank, rank, (1, 3), (1, stride), (0, 1), bias=False),
-        "g4": torch.nn.Conv2d(rank, cout, 1, bias=False),
+    sizes = {
+        "g1": (cin, rank, (1, 1), (1, 1)),
+        "g2": (rank, rank, (3, 1), (stride, 1)),
+        "g3": (rank, rank, (1, 3), (1, stride)),
+        "g4": (rank, cout, (1, 1), (1, 1)),
     }
-    found = {}
-    for name, conv in convs.items():
-        x = conv(x)
-        found[name] = conv.weight.numel() * x.shape[2] * x.shape[3]
-    assert tuple(x.shape[2:]) == closed_forms.out_size(size, 3, stride)
+
+    def ones(before: int, after: int, kernel: tuple, strides: tuple, at: tuple) -> torch.Tensor:
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        weight = torch.ones(after, before, *kernel, dtype=torch.float64)
+        x = torch.ones(1, before, *at, dtype=torch.float64)
+        return torch.nn.functional.conv2d(x, weight, stride=strides, padding=padding)
+
+    found, at = {}, size
+    for name, shape in sizes.items():
+        y = ones(*shape, at)
+        found[name], at = int(y.sum()), tuple(y.shape[2:])
+    assert at == closed_forms.out_size(size, 3, stride)
     assert closed_forms.chain_macs("stt", cin, rank, cout, size, stride) == found
+    dense = ones(cin, cout, (3, 3), (stride, stride), size)
+    assert closed_forms.conv_macs(cin, cout, 3, size, stride) == int(dense.sum())
 
 
 def test_training_has_three_phases(closed_forms: ModuleType) -> None:

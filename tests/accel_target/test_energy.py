@@ -112,6 +112,23 @@ def test_each_event_lands_in_its_category() -> None:
         assert {c for c, pj in parts.items() if pj} == {category}, event
 
 
+def test_without_gating_zeros_cost_what_the_others_cost() -> None:
+    arch, tech = load_architecture("sata"), load_technology("sata16")
+    counts = np.zeros((3, 1, len(EVENTS)))
+    for row, (name, executed, gated) in enumerate(
+        [("acc", 10, 90), ("mac8", 5, 15), ("mac16", 0, 4)]
+    ):
+        counts[row, 0, EVENTS.index(name)] = executed
+        counts[row, 0, EVENTS.index("gated")] = gated
+    result = result_of(counts, UNITS[1:2], cycles=0)
+    acc, mac, nothing = (tech.event_pj(e) for e in ("acc", "mac8", "gated"))
+    with_gating = energy(result, arch, tech).total
+    assert with_gating == pytest.approx(10 * acc + 5 * mac + 109 * nothing)
+    without = energy(result, arch, tech, gating=False).total
+    assert without == pytest.approx(100 * acc + 24 * mac)
+    assert result.counts[0, 0, EVENTS.index("gated")] == 90  # left as they are
+
+
 def test_leakage_is_power_times_time() -> None:
     arch, tech = load_architecture("sata"), load_technology("sata28")
     power = 24.9086 + 2 * 6.25862 + 128 * 0.000669  # mW

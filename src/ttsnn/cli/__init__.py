@@ -29,6 +29,7 @@ COMMANDS = {
     "eval": "accuracy and firing rates of a network on a dataset",
     "train": "train a network on a dataset with compiled steps, with checkpoints that resume",
     "gradcheck": "compare every parameter's gradient with PyTorch's autograd",
+    "simulate": "run a network on the simulated accelerator: cycles, events, energy",
     "export": "write a network as ONNX",
     "targets": "list the targets that networks can be compiled to",
     "doctor": "check this installation",

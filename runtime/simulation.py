@@ -1,0 +1,180 @@
+"""Networks on the simulated accelerator: import, plan, generate, simulate, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import tvm
+
+from ttsnn.accel_target.arch import Architecture
+from ttsnn.accel_target.codegen.generate import compile_program
+from ttsnn.accel_target.codegen.options import Options
+from ttsnn.accel_target.events import SimulationResult
+from ttsnn.accel_target.program import Program
+from ttsnn.accel_target.report import simulation_report
+from ttsnn.accel_target.simulate import simulate
+from ttsnn.accel_target.tech import Technology
+from ttsnn.driver import decompose, import_source, make_plan
+from ttsnn.errors import DataError, TargetError
+from ttsnn.passes import FoldBatchNorm, HoistTimeInvariant, Prune
+from ttsnn.passes.training import SGD, CrossEntropy, Manifest, build_train_step
+from ttsnn.program import num_inputs, params_of
+from ttsnn.sources import ModelSource
+
+__all__ = ["IDEAS", "PHASES", "Run", "Workload", "attribution", "options_without", "prepare"]
+
+PHASES = ("inference", "training")
+IDEAS = ("fusion", "merge_cross", "recompute", "pack_spikes", "clusters", "gating")
+"""What the compiler and the machine do for energy and time; each can be switched off."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A program and its simulation on one architecture."""
+
+    program: Program
+    result: SimulationResult
+    arch: Architecture
+
+    def report(self, tech: Technology, *, gating: bool = True) -> dict[str, Any]:
+        """See :func:`ttsnn.accel_target.report.simulation_report`; and ``instructions``."""
+        data = simulation_report(self.result, self.arch, tech, gating=gating)
+        return data | {"instructions": len(self.program)}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network, lowered as far as no architecture matters.
+
+    Attributes:
+        name: of the network.
+        mod: its program, or one training step.
+        values: inputs and parameters by name; None: time and events alone.
+        firing_rate: share of spikes that are 1, where there are no values.
+    """
+
+    name: str
+    mod: tvm.IRModule
+    values: Mapping[str, np.ndarray] | None
+    firing_rate: float
+
+    def run(self, arch: Architecture, options: Options | None = None) -> Run:
+        """Generate instructions and simulate them.
+
+        Raises:
+            TargetError: the architecture cannot run the network.
+        """
+        program = compile_program(self.mod, arch, options)
+        result = simulate(program, arch, values=self.values, firing_rate=self.firing_rate)
+        return Run(program, result, arch)
+
+
+def prepare(
+    source: ModelSource,
+    *,
+    phase: str = "inference",
+    plan: Any = None,
+    mode: str = "ptt",
+    init: str = "fit",
+    seed: int = 0,
+    batch: int = 1,
+    timing_only: bool = False,
+    firing_rate: float = 0.1,
+) -> Workload:
+    """A network as a workload.
+
+    Args:
+        source: the network.
+        phase: ``inference``, or ``training``: a step of SGD with momentum on cross-entropy.
+        plan, mode, init, seed: as in :func:`ttsnn.compile`.
+        batch: samples.
+        timing_only: no values: spikes are 1 as often as ``firing_rate`` says, and no other number
+            is zero. Else the network runs on its example input, and zeros are what they are.
+
+    Raises:
+        TTSNNError: one of its kinds.
+    """
+    if phase not in PHASES:
+        raise DataError(f"unknown phase {phase!r}: use {' or '.join(PHASES)}")
+    if not 0 <= firing_rate <= 1:
+        raise DataError(f"a firing rate lies between 0 and 1, got {firing_rate}")
+    mod = import_source(source, batch=batch)
+    if plan is not None:
+        mod = decompose(mod, make_plan(mod, plan, mode), init=init, seed=seed)
+    if phase == "inference":
+        for step in (Prune(), FoldBatchNorm(), HoistTimeInvariant()):
+            mod = step(mod)
+    else:
+        mod = build_train_step(mod, CrossEntropy(), SGD(momentum=0.9))
+    values = None if timing_only else _values(mod, seed)
+    return Workload(source.name, mod, values, firing_rate)
+
+
+def _values(mod: tvm.IRModule, seed: int) -> dict[str, np.ndarray]:
+    """Random inputs and labels, the network's parameters."""
+    rng, main, params = np.random.default_rng(seed), mod["main"], params_of(mod)
+    roles: list[str] = []
+    if "labels" in {a.name for a in main.params}:
+        roles = [s.role for s in Manifest.of(mod).functions["main"].arguments]
+    out: dict[str, np.ndarray] = {}
+    names = iter(params)
+    for i, arg in enumerate(main.params):
+        shape = [int(s) for s in arg.ty.shape.values]
+        if i >= num_inputs(main):
+            name = next(names)
+            out[name] = params[name]
+        elif roles and roles[i] == "label":
+            out[arg.name] = rng.integers(0, _classes(mod), shape)
+        elif roles and roles[i] == "lr":
+            out[arg.name] = np.array(0.1)
+        elif roles and roles[i] == "step":
+            out[arg.name] = np.array(1)
+        else:
+            out[arg.name] = rng.normal(size=shape).astype(str(arg.ty.dtype))
+    return out
+
+
+def _classes(mod: tvm.IRModule) -> int:
+    """Of the logits: the last size of the results that are outputs."""
+    results = Manifest.of(mod).functions["main"].results
+    return int(next(s.shape[-1] for s in results if s.role == "output"))
+
+
+def options_without(names: str | None) -> tuple[Options, bool]:
+    """Options and gating without some of :data:`IDEAS`, ``"fusion,gating"``.
+
+    Raises:
+        TargetError: no such idea.
+    """
+    off = [n.strip().replace("-", "_") for n in (names or "").split(",") if n.strip()]
+    for name in off:
+        if name not in IDEAS:
+            raise TargetError(f"there is no idea {name!r} to switch off; use {', '.join(IDEAS)}")
+    options = replace(Options(), **{n: False for n in off if n != "gating"})
+    return options, "gating" not in off
+
+
+def attribution(
+    workload: Workload, arch: Architecture, tech: Technology
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Reports with everything, then with each of :data:`IDEAS` switched off by itself.
+
+    Yields:
+        ``("all", report)``, ``("without fusion", report)``, …; last ``("none", report)``, without
+        any of them.
+    """
+    everything = Options()
+    run = workload.run(arch, everything)
+    yield "all", run.report(tech)
+    off = {}
+    for idea in IDEAS:
+        if idea == "gating":
+            yield "without gating", run.report(tech, gating=False)
+        else:
+            off[idea] = False
+            changed = replace(everything, **{idea: False})
+            yield f"without {idea}", workload.run(arch, changed).report(tech)
+    yield "none", workload.run(arch, replace(everything, **off)).report(tech, gating=False)

@@ -1,0 +1,262 @@
+"""The simulator against what single layers cost by hand, and against what must always hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from ttsnn.accel_target.arch import Architecture, load_architecture
+from ttsnn.accel_target.codegen.generate import compile_program
+from ttsnn.accel_target.codegen.options import Options
+from ttsnn.accel_target.events import SimulationResult, event_index
+from ttsnn.accel_target.isa import Op
+from ttsnn.accel_target.report import least_cycles
+from ttsnn.accel_target.simulate import simulate
+from ttsnn.ops import lif
+from ttsnn.program import make_program
+
+PRODUCTS = ("mac8", "mac16", "acc", "gated")
+T, N, SIZE, CHANNELS, RANK = 3, 2, (7, 6), (10, 14), 5
+
+
+def products(result: SimulationResult) -> dict[tuple[str, str, str], int]:
+    """(layer, phase, role) → products of the dense loops."""
+    columns = [event_index(name) for name in PRODUCTS]
+    found: dict[tuple[str, str, str], int] = {}
+    for tag, count in zip(result.tags, result.counts[:, :, columns].sum(axis=(1, 2))):
+        if count:
+            key = (tag.layer, tag.phase, tag.role)
+            found[key] = found.get(key, 0) + int(count)
+    return found
+
+
+def expected_products(forms: ModuleType, mode: str, options: Options) -> dict:
+    """The same, by hand, of a training step of ``networks.network``."""
+    c1, c2 = CHANNELS
+    chains = {}
+    for layer, cin, cout, stride in (("conv1", c1, c1, 1), ("conv2", c1, c2, 2)):
+        kinds = {"htt": ("ptt", "half")}.get(mode, (mode, mode))
+        if mode == "ptt" and not options.merge_cross:
+            kinds = ("branches", "branches")
+        full = (T + 1) // 2 if mode == "htt" else T
+        total: dict[str, int] = {}
+        for kind, steps in zip(kinds, (full, T - full)):
+            for core, macs in forms.chain_macs(kind, cin, RANK, cout, SIZE, stride).items():
+                total[core] = total.get(core, 0) + macs * steps * N
+        chains[layer] = total
+    out = {}
+    again = options.recompute and options.fusion  # unfused, intermediates lie in DRAM
+    for layer, cores in chains.items():
+        for core, macs in cores.items():
+            out[layer, "backward", f"w{core}"] = macs
+        if mode == "ptt" and not options.merge_cross:  # both branches' products in one step
+            cores = {"g1": cores["g1"], "cross": cores["g2"] + cores["g3"], "g4": cores["g4"]}
+        for core, macs in cores.items():
+            out[layer, "forward", core] = out[layer, "backward", f"d{core}"] = macs
+            if again and core != "g4":
+                out[layer, "backward", core] = macs
+    stem = T * N * forms.conv_macs(3, c1, 3, SIZE)
+    short = T * N * forms.conv_macs(c1, c2, 1, SIZE, 2)
+    out["stem", "forward", "conv"] = stem  # has no gradient of its input
+    for phase, role in (("forward", "conv"), ("backward", "dx"), ("backward", "dw")):
+        out["short", phase, role] = short
+    for phase, role in (("forward", "linear"), ("head", "dx"), ("head", "dw")):
+        out["fc", phase, role] = N * c2 * 4
+    return out
+
+
+@pytest.mark.parametrize("mode", ["stt", "ptt", "htt"])
+@pytest.mark.parametrize("arch", ["sata", "ttsnn4"])
+@pytest.mark.parametrize("off", ["", "fusion", "recompute", "merge_cross"])
+def test_every_product_is_computed_once(
+    closed_forms: ModuleType, networks: ModuleType, mode: str, arch: str, off: str
+) -> None:
+    """Of each core, phase and layer: as many as the closed form says, gated ones included."""
+    if off == "merge_cross" and mode != "ptt":
+        pytest.skip("has no two branches")
+    options = Options(**({off: False} if off else {}))
+    mod = networks.train_step(
+        networks.network(mode, T=T, N=N, size=SIZE, channels=CHANNELS, rank=RANK)
+    )
+    machine = load_architecture(arch)
+    result = simulate(compile_program(mod, machine, options), machine)
+    found = products(result)
+    expected = expected_products(closed_forms, mode, options)
+    stem = [v for (_, phase, role), v in found.items() if (phase, role) == ("backward", "dw")]
+    assert expected["stem", "forward", "conv"] in stem  # its weight's gradient
+    for key, count in expected.items():
+        assert found[key] == count, key
+    whole = sum(expected.values()) + expected["stem", "forward", "conv"]
+    assert sum(found.values()) == result.macs == whole
+
+
+def layer(
+    shape: tuple[int, ...],
+    weight: tuple[int, ...],
+    *,
+    stride: int = 1,
+    spiking: bool = False,
+    padding: tuple[int, int] = (0, 0),
+) -> tvm.IRModule:
+    """One convolution of [T, N, C, H, W], behind a neuron or not."""
+    x = relax.Var("x", relax.TensorType(shape, "float64"))
+    w = relax.Var("w", relax.TensorType(weight, "float64"))
+    t, n, *rest = shape
+    bb = relax.BlockBuilder()
+    with bb.function("main", [x, w]):
+        with bb.dataflow():
+            y: relax.Expr = x
+            if spiking:
+                v0 = bb.emit(relax.op.zeros([n, *rest], "float64"))
+                y = bb.emit(relax.TupleGetItem(bb.emit(lif(x, v0)), 0))
+            y = bb.emit(relax.op.reshape(y, [t * n, *rest]))
+            pads = [*padding, *padding]
+            out = bb.emit_output(relax.op.nn.conv2d(y, w, strides=[stride, stride], padding=pads))
+        bb.emit_func_output(out)
+    func = bb.finalize()["main"].with_attr("num_input", 1)
+    mod = make_program(func, {"w": np.ones(weight)})
+    meta = {"T": t, "inputs": [], "outputs": [], "state": [], "buffers": []}
+    return mod.with_attr("ttsnn.meta", json.dumps(meta))
+
+
+@pytest.mark.parametrize("dataflow", ["os", "ws"])
+@pytest.mark.parametrize(
+    ("size", "weight", "padding"),
+    [  # SCALE-Sim's shapes, as m, n, k: (1024, 24, 64) and (960, 24, 72)
+        ((32, 32), (24, 64, 1, 1), (0, 0)),
+        ((30, 32), (24, 24, 3, 1), (1, 0)),
+        ((5, 3), (7, 11, 1, 1), (0, 0)),
+    ],
+)
+def test_array_cycles_are_the_closed_form(
+    closed_forms: ModuleType, dataflow: str, size: tuple, weight: tuple, padding: tuple
+) -> None:
+    """Of every tile; together they are the layer, and no faster than it is in one piece."""
+    sata = load_architecture("sata")
+    arch = dataclasses.replace(
+        sata, clusters=(dataclasses.replace(sata.clusters[0], dataflow=dataflow),)
+    )
+    program = compile_program(layer((1, 1, weight[1], *size), weight, padding=padding), arch)
+    result = simulate(program, arch)
+    busy = dict(zip([u.name for u in result.units], result.busy.tolist()))["compute.array"]
+    k = weight[1] * weight[2] * weight[3]
+    tiles = []
+    for row in program.instructions[program.instructions["op"] == Op.GEMM]:
+        box = program.descriptors[row["dst"]]
+        tiles.append((int(box["f"] * box["h"] * box["w"]), int(box["c"])))
+    assert busy == sum(closed_forms.gemm_cycles(m, n, k, 16, 8, dataflow) for m, n in tiles)
+    assert sum(m * n for m, n in tiles) == size[0] * size[1] * weight[0]
+    whole = closed_forms.gemm_cycles(size[0] * size[1], weight[0], k, 16, 8, dataflow)
+    assert busy == whole if len(tiles) == 1 else busy >= whole
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
+def test_accumulates_are_those_of_the_spikes(
+    closed_forms: ModuleType, kernel: int, stride: int
+) -> None:
+    """Executed and gated, from spikes that are known: one step, far from the threshold."""
+    rng = np.random.default_rng(0)
+    shape, cout = (1, 2, 5, 9, 6), 7
+    spikes = (rng.random(shape) < 0.3).astype(float)
+    weight = (cout, 5, kernel, kernel)
+    mod = layer(shape, weight, stride=stride, spiking=True, padding=(kernel // 2,) * 2)
+    sata = load_architecture("sata")
+    values = {"x": spikes * 4 - 1, "w": rng.normal(size=weight)}
+    result = simulate(compile_program(mod, sata), sata, values=values)
+    out = closed_forms.out_size(shape[3:], kernel, stride)
+    taps = closed_forms.square_taps(kernel)
+    active = closed_forms.active_accumulates(spikes, cout, taps, stride, out)
+    assert result.total("acc") == active
+    dense = 2 * closed_forms.conv_macs(5, cout, kernel, shape[3:], stride)
+    assert result.total("gated") == dense - active
+    assert result.total("mac8", "mac16") == 0
+    assert list(result.density.values()) == [spikes.mean()]
+
+
+Case = tuple[SimulationResult, Architecture, tvm.IRModule, Callable]
+
+
+@pytest.fixture(scope="module", params=["sata", "ttsnn4"])
+def case(request: pytest.FixtureRequest, networks: ModuleType) -> Case:
+    """A training step, simulated with values; and a simulator of it on changed machines."""
+    arch = load_architecture(request.param)
+    net = networks.network("ptt", T=T, N=N, size=(12, 12), channels=(16, 24), rank=8)
+    mod = networks.train_step(net)
+    program = compile_program(mod, arch)
+
+    def again(changed: Architecture) -> SimulationResult:
+        """The same program; only its label is renewed."""
+        same = dataclasses.replace(program, fingerprint=changed.fingerprint)
+        return simulate(same, changed)
+
+    return simulate(program, arch, values=networks.values_of(mod)), arch, mod, again
+
+
+def test_values_move_products_between_executed_and_gated_only(case: Case) -> None:
+    result, arch, _, again = case
+    assumed = again(arch)
+    assert products(result) == products(assumed)
+    columns = [i for i in range(result.counts.shape[2]) if i not in map(event_index, PRODUCTS)]
+    assert np.array_equal(result.counts[..., columns], assumed.counts[..., columns])
+    assert result.cycles == assumed.cycles
+    assert 0 < result.total("gated") < result.macs
+
+
+def test_all_is_fired_or_nothing(networks: ModuleType) -> None:
+    """The firing rate moves accumulates alone."""
+    sata = load_architecture("sata")
+    program = compile_program(networks.train_step(networks.network("ptt", T=T, N=N)), sata)
+    silent, full = (simulate(program, sata, firing_rate=r) for r in (0.0, 1.0))
+    assert silent.total("acc") == 0
+    assert full.total("gated") == 0
+    assert full.total("acc") == silent.total("gated") > 0
+    assert full.total("mac8") == silent.total("mac8") > 0
+
+
+def test_links_lose_nothing(case: Case) -> None:
+    result, _, _, _ = case
+    assert result.total("link_sent") == result.total("link_received")
+
+
+def test_dram_traffic_is_at_least_compulsory(case: Case, closed_forms: ModuleType) -> None:
+    """Every parameter is read, and the new one written; so are input and results."""
+    result, arch, mod, _ = case
+    params = dict(mod.attrs["ttsnn.params"].items())
+    bits = arch.words.weight
+    reads = {k: (int(np.prod(v.shape)), bits) for k, v in params.items() if "running" not in k}
+    read, write = closed_forms.compulsory_dram(reads, reads)
+    assert result.total("dram_read") >= read
+    assert result.total("dram_write") >= write
+
+
+def test_cycles_lie_between_the_bounds(case: Case) -> None:
+    """No faster than any unit or channel can be, no slower than one instruction at a time."""
+    result, arch, _, _ = case
+    bounds = least_cycles(result, arch)
+    assert max(bounds.values()) <= result.cycles
+    serial = int((result.end - result.start).sum()) + arch.dram.latency * len(result.start)
+    assert result.cycles <= serial
+    assert all(result.busy <= result.cycles)
+
+
+@pytest.mark.parametrize("change", ["bandwidth", "latency", "banks", "lanes"])
+def test_more_never_makes_a_program_slower(case: Case, change: str) -> None:
+    result, arch, _, again = case
+    changes = {
+        "bandwidth": {"dram": dataclasses.replace(arch.dram, bytes_per_cycle=64.0)},
+        "latency": {"dram": dataclasses.replace(arch.dram, latency=0)},
+        "banks": {"clusters": tuple(dataclasses.replace(c, bank_width=128) for c in arch.clusters)},
+        "lanes": {"vector": dataclasses.replace(arch.vector, lanes=64)},
+    }
+    faster = again(dataclasses.replace(arch, **changes[change]))
+    assert faster.cycles <= result.cycles
+    if change in ("bandwidth", "latency"):
+        assert faster.cycles < result.cycles
+    assert np.array_equal(faster.counts.sum(axis=0)[:, 4:], result.counts.sum(axis=0)[:, 4:])
