@@ -6,6 +6,7 @@ recognised where PyTorch happens to be loaded.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import tvm.runtime.vm
 from ttsnn.artifact import Artifact, Manifest, read_artifact
 from ttsnn.errors import ArtifactError, DataError
 from ttsnn.runtime.cpu import check_cpu
+from ttsnn.runtime.devices import Place, place_of
 from ttsnn.runtime.tensors import as_tensor, from_tensor, kind_of
 from ttsnn.runtime.threads import apply_threads, check_threads, prepare
 from ttsnn.specs import TensorSpec
@@ -40,6 +42,9 @@ class Net:
     over the same code and the same parameters. A network with state (``net.state``) carries it
     from call to call, so its calls take turns.
 
+    On a GPU, PyTorch's CUDA tensors are shared and the call goes to PyTorch's current stream;
+    other inputs are copied to the GPU and results back.
+
     Attributes:
         manifest: what the network is, see :class:`ttsnn.artifact.Manifest`.
         threads: CPU threads of each call; None for the process's default.
@@ -58,15 +63,13 @@ class Net:
         Args:
             module: TVM module with ``vm_load_executable``, or an executable that can be jitted.
             manifest: its description.
-            params: values for ``manifest.params``, copied once.
+            params: values for ``manifest.params``, copied once, before the first call.
             threads: see the class.
         """
         prepare()
         self._module = module
         self.manifest = manifest
-        self._params = [
-            tvm.runtime.tensor(np.ascontiguousarray(params[k])) for k in manifest.params
-        ]
+        self._host_params = params
         self._local = threading.local()
         self._lock = threading.Lock()
         self._state: dict[str, Any] = {}
@@ -113,7 +116,7 @@ class Net:
         values = self._arguments(args, named)
         sizes: dict[str, int] = {}
         tensors = {
-            spec.name: as_tensor(value, spec, sizes, self.manifest.alignment)
+            spec.name: as_tensor(value, spec, sizes, self.manifest.alignment, self.place)
             for spec, value in zip(self._inputs, values)
         }
         kind = kind_of(values[0]) if values else "numpy"
@@ -121,11 +124,13 @@ class Net:
             with self._lock:
                 state = self._state or self.initial_state(sizes)
                 self._check_state(state, sizes)
-                results = self._run({**tensors, **state}, threads)
+                with self.place.stream(kind):
+                    results = self._run({**tensors, **state}, threads)
                 self._state = {k: results[i] for k, i in self._state_outputs.items()}
         else:
-            results = self._run(tensors, threads)
-        out = tuple(from_tensor(results[i], kind) for i in self._result)
+            with self.place.stream(kind):
+                results = self._run(tensors, threads)
+        out = tuple(from_tensor(results[i], kind, self.place) for i in self._result)
         return out[0] if len(out) == 1 else out
 
     def function(self) -> Any:
@@ -138,17 +143,27 @@ class Net:
 
     def machine(self) -> Any:
         """A new virtual machine over this network's library."""
-        return tvm.runtime.vm.VirtualMachine(self._module, tvm.cpu())
+        return self.place.machine(self._module)
 
-    @property
+    @functools.cached_property
+    def place(self) -> Place:
+        """Where the network runs; found on first use, so that it can be compiled elsewhere.
+
+        Raises:
+            DeviceError: the network needs a GPU, and there is none that fits.
+        """
+        return place_of(self.manifest.target, self.manifest.model)
+
+    @functools.cached_property
     def parameters(self) -> list[Any]:
-        """The parameters as TVM tensors, in the order of ``manifest.params``."""
-        return self._params
+        """The parameters as TVM tensors on the device, in the order of ``manifest.params``."""
+        return [self.place.upload(self._host_params[k]) for k in self.manifest.params]
 
     def _run(self, tensors: Mapping[str, Any], threads: int | None) -> Any:
         apply_threads(threads or self._threads)
         ordered = [tensors[spec.name] for spec in self.manifest.inputs]
-        results = self.function()(*ordered, *self._params)
+        with self.place.errors():
+            results = self.function()(*ordered, *self.parameters)
         return results if len(self.manifest.outputs) > 1 or _is_sequence(results) else [results]
 
     def _arguments(self, args: tuple, named: Mapping[str, Any]) -> list[Any]:
@@ -191,21 +206,21 @@ class Net:
             )
         sizes: dict[str, int] = {}
         tensors = {
-            k: tvm.runtime.tensor(as_tensor(v, specs[k], sizes, 1).numpy())
+            k: self.place.upload(as_tensor(v, specs[k], sizes, 1).numpy())
             for k, v in values.items()
         }
         with self._lock:
             self._state = tensors
 
     def initial_state(self, sizes: Mapping[str, int]) -> dict[str, Any]:
-        """The state before the first call, as TVM tensors; ``sizes`` gives symbolic sizes."""
+        """The state before the first call, on the device; ``sizes`` gives symbolic sizes."""
         specs = {s.name: s for s in self.manifest.inputs}
         state = {}
         for entry in self.manifest.state:
             spec = specs[entry.input]
             shape = [sizes[d] if isinstance(d, str) else d for d in spec.shape]
             value = np.full(shape, entry.initial, spec.dtype)
-            state[entry.input] = tvm.runtime.tensor(value)
+            state[entry.input] = self.place.upload(value)
         return state
 
     def _check_state(self, state: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
@@ -239,9 +254,11 @@ def load(path: str | os.PathLike, *, threads: int | None = None) -> Net:
 
     Raises:
         ArtifactError: missing, damaged, of a newer format, or for another machine.
+        DeviceError: it needs a GPU, and there is none that fits.
     """
     artifact = read_artifact(path)
     check_cpu(artifact.path, artifact.manifest.target)
+    place_of(artifact.manifest.target, str(artifact.path))  # before the library needs the device
     return Net(load_library(artifact), artifact.manifest, artifact.params, threads=threads)
 
 

@@ -46,7 +46,8 @@ def profile(
     """
     sizes: dict[str, int] = {}
     tensors = {
-        s.name: as_tensor(x, s, sizes, net.manifest.alignment) for s, x in zip(net.inputs, inputs)
+        s.name: as_tensor(x, s, sizes, net.manifest.alignment, net.place)
+        for s, x in zip(net.inputs, inputs)
     }
     tensors |= net.initial_state(sizes)
     arguments = [tensors[s.name] for s in net.manifest.inputs] + net.parameters
@@ -57,6 +58,7 @@ def profile(
     def timed() -> float:
         start = time.perf_counter()
         call(*arguments)
+        net.place.synchronize()
         return (time.perf_counter() - start) * 1e3
 
     timed()
@@ -68,6 +70,7 @@ def profile(
 
     def instrument(_func: Any, symbol: str, before: bool, _result: Any, *_args: Any) -> int:
         nonlocal started
+        net.place.synchronize()
         now = time.perf_counter()
         if before:
             started = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm_ffi
@@ -11,17 +11,28 @@ import tvm_ffi
 from ttsnn.errors import DataError
 from ttsnn.specs import TensorSpec
 
+if TYPE_CHECKING:
+    from ttsnn.runtime.devices import Place
+
 __all__ = ["aligned_copy", "as_tensor", "from_tensor", "kind_of"]
 
 
 def kind_of(value: Any) -> str:
-    """``"torch"`` for a PyTorch tensor, else ``"numpy"``."""
+    """``"torch"`` or ``"torch_cuda"`` for a PyTorch tensor, else ``"numpy"``."""
     torch = sys.modules.get("torch")
-    return "torch" if torch is not None and isinstance(value, torch.Tensor) else "numpy"
+    if torch is None or not isinstance(value, torch.Tensor):
+        return "numpy"
+    return "torch_cuda" if value.device.type == "cuda" else "torch"
 
 
-def as_tensor(value: Any, spec: TensorSpec, sizes: dict[str, int], alignment: int) -> Any:
-    """An input as a TVM tensor that shares its memory.
+def as_tensor(
+    value: Any,
+    spec: TensorSpec,
+    sizes: dict[str, int],
+    alignment: int,
+    place: Place | None = None,
+) -> Any:
+    """An input as a TVM tensor on a device, sharing its memory where it is there already.
 
     A copy is made where the memory is not contiguous, or not aligned to ``alignment`` bytes, or
     read-only (DLPack cannot say that).
@@ -31,11 +42,14 @@ def as_tensor(value: Any, spec: TensorSpec, sizes: dict[str, int], alignment: in
         spec: what it must be.
         sizes: values of symbolic sizes; new ones are added.
         alignment: bytes.
+        place: where the network runs; the CPU by default.
 
     Raises:
         DataError: type, dtype, shape or device do not fit.
     """
-    if kind_of(value) == "torch":
+    if place is not None and not place.host:
+        return _on_gpu(value, spec, sizes, alignment, place)
+    if kind_of(value) != "numpy":
         dtype = str(value.dtype).removeprefix("torch.")
         _check(spec, dtype, tuple(value.shape), sizes)
         if value.device.type != "cpu":
@@ -63,6 +77,22 @@ def as_tensor(value: Any, spec: TensorSpec, sizes: dict[str, int], alignment: in
     return tvm_ffi.from_dlpack(value)
 
 
+def _on_gpu(
+    value: Any, spec: TensorSpec, sizes: dict[str, int], alignment: int, place: Place
+) -> Any:
+    """As :func:`as_tensor`: PyTorch's CUDA tensors are shared, others are copied there."""
+    if kind_of(value) != "torch_cuda":
+        return place.upload(as_tensor(value, spec, sizes, 1).numpy())
+    _check(spec, str(value.dtype).removeprefix("torch."), tuple(value.shape), sizes)
+    if place.emulated or value.device.index != place.device.index:
+        where = "the emulated GPU" if place.emulated else f"GPU {place.device.index}"
+        raise DataError(f"input {spec.name} is on {value.device}, the network on {where}")
+    value = value.detach()
+    if not value.is_contiguous() or value.data_ptr() % alignment:
+        value = value.clone(memory_format=_contiguous_format())
+    return tvm_ffi.from_dlpack(value)
+
+
 def aligned_copy(value: np.ndarray, alignment: int) -> np.ndarray:
     """A contiguous copy whose first byte is at a multiple of ``alignment``."""
     buffer = np.empty(value.nbytes + alignment, np.uint8)
@@ -72,9 +102,15 @@ def aligned_copy(value: np.ndarray, alignment: int) -> np.ndarray:
     return out
 
 
-def from_tensor(tensor: Any, kind: str) -> Any:
-    """A TVM tensor as NumPy array or PyTorch tensor, sharing its memory."""
-    if kind == "torch":
+def from_tensor(tensor: Any, kind: str, place: Place | None = None) -> Any:
+    """A TVM tensor as NumPy array or PyTorch tensor: sharing its memory, but for results of a GPU
+    that go to the CPU.
+    """
+    if place is not None and not place.host and kind != "torch_cuda":
+        with place.errors():
+            array = tensor.numpy()
+        return array if kind == "numpy" else sys.modules["torch"].from_numpy(array)
+    if kind != "numpy":
         return sys.modules["torch"].from_dlpack(tensor)
     return np.from_dlpack(tensor)
 

@@ -60,11 +60,12 @@ def lower_passes(
     ]
 
 
-def build_passes(*, cuda_graph: bool) -> list[tvm.transform.Pass]:
+def build_passes(*, cuda_graph: bool, plan_memory: bool = True) -> list[tvm.transform.Pass]:
     """Module of kernels → what the virtual machine's code generator takes.
 
     Args:
         cuda_graph: whether kernels between the first and the last are captured as a CUDA graph.
+        plan_memory: whether tensors share buffers where their lives allow it.
     """
     t = relax.transform
     return [
@@ -72,7 +73,7 @@ def build_passes(*, cuda_graph: bool) -> list[tvm.transform.Pass]:
         t.RemovePurityChecking(),
         t.CallTIRRewrite(),
         # reuse of buffers: after calls have explicit destinations
-        t.StaticPlanBlockMemory(),
+        *([t.StaticPlanBlockMemory()] if plan_memory else []),
         # after the plan: only buffers of fixed size can be captured
         *([t.RewriteCUDAGraph()] if cuda_graph else []),
         t.LowerAllocTensor(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import tvm
 from tvm import relax, tirx
 from tvm.target import codegen
 
 from ttsnn.cuda.callback import compile_with
-from ttsnn.cuda.compiler import CudaOptions, compile_cuda, parse_archs
+from ttsnn.cuda.compiler import CudaOptions, DeviceCode, compile_cuda, parse_archs
 from ttsnn.cuda.runtime import load_for_compiling
 from ttsnn.debugging import instruments
 from ttsnn.errors import PassError, TargetError
@@ -35,7 +36,12 @@ class CudaTarget(Target):
         options: ``arch`` (``sm_90``, or several as ``sm_80+sm_90``: the code of all goes into
             the file, tiles are chosen for the last; default: this machine's GPU, else
             ``sm_90``), ``fmad`` (``off``: products and sums are rounded apart, as a CPU does),
-            ``graph`` (``on``: capture CUDA graphs).
+            ``fast-math`` (``on``: approximate functions; spikes flip), ``compiler`` (``nvcc`` or
+            ``nvrtc``), ``graph`` (``on``: capture CUDA graphs).
+
+    Attributes:
+        archs: the architectures.
+        device_code: what the CUDA compiler made in the last :meth:`build`, with its report.
 
     Raises:
         TargetError: for an unknown option or architecture.
@@ -46,14 +52,21 @@ class CudaTarget(Target):
     constraints = (
         "inference and training; float32 and float64; static T; symbolic batch for inference"
     )
-    option_names = ("arch", "fmad", "graph")
+    option_names: ClassVar[tuple[str, ...]] = ("arch", "fmad", "fast-math", "compiler", "graph")
+    exact_memory = False
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         super().__init__(options)
         self.archs = parse_archs(self.options.get("arch") or default_arch())
         for arch in self.archs:
             parse_arch(arch)
-        self.fmad = self._switch("fmad", True)
+        self.cuda_options = CudaOptions(
+            self.archs,
+            fmad=self._switch("fmad", True),
+            fast_math=self._switch("fast-math", False),
+            compiler=self.options.get("compiler"),
+        )
+        self.device_code: list[DeviceCode] = []
         self.cuda_graph = self._switch("graph", False)
         self.tvm_target = tvm.target.Target(
             {
@@ -73,6 +86,14 @@ class CudaTarget(Target):
         if text.lower() not in _SWITCHES:
             raise TargetError(f"target {self.name}: {name} must be on or off, got {text!r}")
         return _SWITCHES[text.lower()]
+
+    def _choice(self, name: str, known: tuple[str, ...]) -> str:
+        text = self.options.get(name, known[0])
+        if text not in known:
+            raise TargetError(
+                f"target {self.name}: {name} must be {' or '.join(known)}, got {text!r}"
+            )
+        return text
 
     def lower(
         self,
@@ -108,11 +129,20 @@ class CudaTarget(Target):
                 mod = step(mod)
         return _checked(mod)
 
+    def manifest_entry(self) -> dict:
+        """Architectures that there is code for, that of its PTX included."""
+        ptx = self.cuda_options.ptx_arch
+        return {"archs": [*self.archs, *([ptx] if ptx else [])]}
+
     def device_compiler(self) -> Callable[[str], bytes]:
         """What turns CUDA source into an image that the driver loads."""
         load_for_compiling()
-        options = CudaOptions(self.archs, fmad=self.fmad)
-        return lambda source: compile_cuda(source, options).image
+
+        def compiler(source: str) -> bytes:
+            self.device_code.append(compile_cuda(source, self.cuda_options))
+            return self.device_code[-1].image
+
+        return compiler
 
     def build(self, lowered: tvm.IRModule) -> relax.VMExecutable:
         """Kernels → executable.
@@ -120,10 +150,12 @@ class CudaTarget(Target):
         Raises:
             TargetError: no CUDA compiler in this machine.
         """
+        self.device_code = []
         mod = lowered.without_attr(PARAMS)
-        pipeline = tvm.transform.Sequential(build_passes(cuda_graph=self.cuda_graph))
+        passes = build_passes(cuda_graph=self.cuda_graph, plan_memory=not self.exact_memory)
+        pipeline = tvm.transform.Sequential(passes)
         # loops that must be unrolled are left to the CUDA compiler: the source stays small
-        config = {
+        config: dict = {
             "tirx.UnrollLoop": {"explicit_unroll": False, "auto_max_step": 0},
             # what our kernels bind to names is what is worth naming
             "tirx.disable_cse_tir": True,
@@ -134,6 +166,14 @@ class CudaTarget(Target):
     def kernels(self, lowered: tvm.IRModule) -> list[KernelInfo]:
         """The kernels, in the order in which the module's functions call them first."""
         return kernel_list(lowered)
+
+    def build_info(self) -> dict:
+        """Compiler, architectures, and registers, shared memory and spills of each kernel."""
+        if not self.device_code:
+            return {}
+        first = self.device_code[0]
+        usage = [u.to_json() for code in self.device_code for u in code.usage]
+        return {"cuda": {"compiler": first.compiler, "flags": first.flags, "usage": usage}}
 
     def describe(self) -> dict:
         """What ``ttsnn targets`` and manifests say of it."""

@@ -91,7 +91,8 @@ class Manifest:
 
     Attributes:
         model: the network's name.
-        target: ``{"name", "llvm", "arch", "features"}``; features are names of /proc/cpuinfo.
+        target: ``{"name", "llvm", "arch", "features"}`` of the CPU, features as /proc/cpuinfo names
+            them, and what the target adds: ``archs`` of GPU code.
         versions: ``{"ttsnn", "tvm", "tvm_ffi"}`` that compiled it.
         inputs: what ``main`` takes before the parameters, state included, in order.
         outputs: what ``main`` returns, state included, in order.
@@ -102,7 +103,7 @@ class Manifest:
         plan: the TT plan, or None.
         kernels: what the library contains.
         spikes: names of the outputs that record spikes, layer by layer, in execution order.
-        info: free text entries, e.g. MAC counts for reports.
+        info: more, as ``{"cuda": {"compiler", "flags", "usage"}}``: what a CUDA compiler said.
     """
 
     model: str

@@ -292,6 +292,7 @@ def build(
             for k in chosen.kernels(lowered)
         ),
         spikes=tuple(s["name"] for s in exposed),
+        info=chosen.build_info(),
     )
     return CompiledModel(executable, manifest, lowered, watch.seconds)
 
@@ -391,6 +392,7 @@ def _target_entry(target: Any) -> dict[str, Any]:
     llvm = getattr(target, "tvm_target", None)
     features: Any = ()
     if llvm is not None:
+        llvm = llvm.host or llvm
         with contextlib.suppress(Exception):  # kinds without LLVM have no such list
             features = tvm.get_global_func("target.llvm_get_cpu_features")(llvm)
     return {
@@ -398,6 +400,7 @@ def _target_entry(target: Any) -> dict[str, Any]:
         "llvm": str(llvm) if llvm is not None else "",
         "arch": platform.machine(),
         "features": from_llvm([str(f) for f in features]),
+        **target.manifest_entry(),
     }
 
 

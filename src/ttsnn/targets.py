@@ -121,6 +121,14 @@ class Target(ABC):
         """Function → bytes of the buffers between its kernels; empty where it is not known."""
         return {}
 
+    def manifest_entry(self) -> dict[str, Any]:
+        """What the manifest's ``target`` says beside the name and the host's CPU."""
+        return {}
+
+    def build_info(self) -> dict[str, Any]:
+        """What the manifest's ``info`` keeps of the last :meth:`build`."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """Plain dict for ``ttsnn targets``."""
         return {
@@ -140,6 +148,7 @@ class Target(ABC):
 _REGISTRY: dict[str, str] = {
     "cpu": "ttsnn.passes.cpu.target:CpuTarget",
     "cuda": "ttsnn.passes.cuda.target:CudaTarget",
+    "cuda-emulated": "ttsnn.passes.cuda.emulated:EmulatedCudaTarget",
 }
 
 

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
         table = Table("target", "what", "limits", "here")
         for entry in entries:
-            here = ", ".join(f"{k} {entry[k]}" for k in ("mcpu", "isa") if k in entry)
+            here = ", ".join(f"{k} {entry[k]}" for k in ("mcpu", "isa", "arch") if k in entry)
             table.add_row(entry["name"], entry["description"], entry["constraints"], here)
         console.print(table)
 

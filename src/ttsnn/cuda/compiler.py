@@ -64,6 +64,7 @@ class DeviceCode:
     image: bytes
     usage: tuple[KernelUsage, ...] = ()
     compiler: str = ""
+    flags: tuple[str, ...] = ()
     source: str = field(default="", repr=False)
 
 
@@ -113,7 +114,7 @@ def compile_cuda(source: str, options: CudaOptions) -> DeviceCode:
     key = key_of(source, name, version, repr(options))
     head, _, image = cached(f"cuda-{key}.bin", make).read_bytes().partition(b"\n")
     usage = tuple(parse_usage(json.loads(head)["log"]))
-    return DeviceCode(image, usage, f"{name} {version}", source)
+    return DeviceCode(image, usage, f"{name} {version}", tuple(options.flags), source)
 
 
 def find_compiler(wanted: str | None = None) -> tuple[str, str]:

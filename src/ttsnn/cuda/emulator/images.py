@@ -55,7 +55,11 @@ def compile_source(source: str, arch: int = 90) -> bytes:
         TargetError: no C++ compiler, or something that is not emulated.
     """
     text = translate(source, arch)
-    headers = [INCLUDE / "ttsnn_device.h", INCLUDE / "ttsnn_kernel.h", INCLUDE / "shim" / "cuda.h"]
+    headers = [
+        INCLUDE / "ttsnn_device.h",
+        INCLUDE / "ttsnn_kernel.h",
+        *sorted((INCLUDE / "shim").glob("*.h")),
+    ]
     key = key_of(text, compiler_id(), *_FLAGS, *(path.read_bytes() for path in headers))
 
     def make(path: Path) -> None:
