@@ -19,7 +19,7 @@ class EmulatedCudaTarget(CudaTarget):
 
     Args:
         options: ``arch`` (what the kernels are made for, one architecture; ``sm_90``), ``graph``
-            as there, ``memory`` (``planned`` as on a GPU, or ``exact``: every tensor has memory of
+            and ``precision`` as there, ``memory`` (``planned`` as on a GPU, or ``exact``: every tensor has memory of
             its own, so that an access past its end shows), ``order`` (``forward``, ``reverse``, or
             ``both``: each launch runs in both orders and must give the same bits).
 
@@ -30,8 +30,8 @@ class EmulatedCudaTarget(CudaTarget):
 
     name = "cuda-emulated"
     description = "the kernels of target cuda on the CPU, to check them where there is no GPU"
-    constraints = "as cuda; slow; no tensor cores"
-    option_names = ("arch", "graph", "memory", "order")
+    constraints = "as cuda; slow; fragments of tensor cores are exchanged by shuffles"
+    option_names = ("arch", "graph", "precision", "memory", "order")
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         super().__init__({"arch": DEFAULT_ARCH, **(options or {})})

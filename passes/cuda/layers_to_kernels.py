@@ -10,6 +10,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.tirx import IntImm
 
+from ttsnn.errors import PassError
 from ttsnn.passes.cpu.kernels import layer_config_of
 from ttsnn.passes.cpu.kernels.pack import useful_taps
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
@@ -41,14 +42,17 @@ class LayersToKernels(ModulePass):
 
     Args:
         target: the GPU.
+        precision: how float32 operands of products are rounded, ``PRECISIONS`` of
+            ``kernels/mma.py``; sums and membranes stay float32.
     """
 
-    def __init__(self, target: tvm.target.Target) -> None:
+    def __init__(self, target: tvm.target.Target, precision: str = "fp32") -> None:
         self.target = target
+        self.precision = precision
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply the pass."""
-        lowering = _Lowering(mod, gpu_of(self.target))
+        lowering = _Lowering(mod, gpu_of(self.target), self.precision)
         out = lowering.run()
         for made in lowering.made.values():
             out.update_func(made.gvar, made.func.with_attr(LAYERS, made.layers))
@@ -73,9 +77,9 @@ class _Value:
 
 
 class _Lowering(BindingRewriter):
-    def __init__(self, mod: tvm.IRModule, gpu: Gpu) -> None:
+    def __init__(self, mod: tvm.IRModule, gpu: Gpu, precision: str) -> None:
         super().__init__(mod)
-        self.gpu = gpu
+        self.gpu, self.precision = gpu, precision
         self.made: dict[tuple, _Made] = {}
         self._spikes: dict[relax.Var, relax.Var] = {}  # original → bytes
         self._results: dict[relax.Var, list[relax.Var]] = {}
@@ -165,6 +169,7 @@ class _Lowering(BindingRewriter):
             emit=config.emit,
             dtype=config.dtype,
             spikes_dtype=SPIKES if small else config.dtype,
+            precision=self._precision(config),
         )
         operands += [*bias, *(s.expr for s in side), *v0]
         out = self._call(spec, config.name, operands)
@@ -172,6 +177,14 @@ class _Lowering(BindingRewriter):
             return self._hold(var, out[0])
         self._results[var] = out
         return None
+
+    def _precision(self, config: LayerConfig) -> str:
+        if self.precision != "fp32" and config.dtype != "float32":
+            raise PassError(
+                f"layer {config.name}: precision={self.precision} is for float32 networks, this "
+                f"one is {config.dtype}; compile with dtype='float32', or without precision"
+            )
+        return self.precision
 
     def _chain(
         self,
@@ -197,6 +210,7 @@ class _Lowering(BindingRewriter):
                 emit=("membrane",),
                 dtype=config.dtype,
                 spikes_dtype=config.dtype,
+                precision=self._precision(config),
             )
             (out,) = self._call(spec, config.name, [x.expr, weight])
             x, x_steps, x_begin = _Value(out, config.dtype), steps, 0

@@ -22,13 +22,17 @@ __all__ = ["build_passes", "lower_passes"]
 
 
 def lower_passes(
-    target: tvm.target.Target, *, forms: str | Mapping[str, str] | None = None
+    target: tvm.target.Target,
+    *,
+    forms: str | Mapping[str, str] | None = None,
+    precision: str = "fp32",
 ) -> list[tvm.transform.Pass]:
     """Program → module of kernels and a ``main`` that calls them.
 
     Args:
         target: the GPU.
         forms: forms of TT layers in place of the cheapest, see ``ScheduleContractions``.
+        precision: of products, see ``LayersToKernels``.
     """
     t = relax.transform
     return [
@@ -43,7 +47,7 @@ def lower_passes(
         t.EliminateCommonSubexpr(),
         FuseLayers(),
         # after fusion: the last stage of a chain takes bias, residual and neuron along
-        LayersToKernels(target),
+        LayersToKernels(target, precision),
         # of a reshape of a reshape the last is enough
         t.RemoveRedundantReshape(),
         # batch norms that were not folded

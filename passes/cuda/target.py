@@ -16,6 +16,7 @@ from ttsnn.cuda.runtime import load_for_compiling
 from ttsnn.debugging import instruments
 from ttsnn.errors import PassError, TargetError
 from ttsnn.passes.cuda.gpu import DEFAULT_ARCH, parse_arch
+from ttsnn.passes.cuda.kernels.mma import PRECISIONS, with_functions
 from ttsnn.passes.cuda.pipeline import build_passes, lower_passes
 from ttsnn.passes.cuda.rules.bound import all_bound
 from ttsnn.passes.cuda.training.pipeline import training_passes
@@ -37,7 +38,9 @@ class CudaTarget(Target):
             the file, tiles are chosen for the last; default: this machine's GPU, else
             ``sm_90``), ``fmad`` (``off``: products and sums are rounded apart, as a CPU does),
             ``fast-math`` (``on``: approximate functions; spikes flip), ``compiler`` (``nvcc`` or
-            ``nvrtc``), ``graph`` (``on``: capture CUDA graphs).
+            ``nvrtc``), ``graph`` (``on``: capture CUDA graphs), ``precision`` (``tf32``,
+            ``bf16``, ``fp16``: products of float32 networks on tensor cores, their operands
+            rounded so).
 
     Attributes:
         archs: the architectures.
@@ -52,7 +55,14 @@ class CudaTarget(Target):
     constraints = (
         "inference and training; float32 and float64; static T; symbolic batch for inference"
     )
-    option_names: ClassVar[tuple[str, ...]] = ("arch", "fmad", "fast-math", "compiler", "graph")
+    option_names: ClassVar[tuple[str, ...]] = (
+        "arch",
+        "fmad",
+        "fast-math",
+        "compiler",
+        "graph",
+        "precision",
+    )
     exact_memory = False
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
@@ -68,6 +78,12 @@ class CudaTarget(Target):
         )
         self.device_code: list[DeviceCode] = []
         self.cuda_graph = self._switch("graph", False)
+        self.precision = self._choice("precision", PRECISIONS)
+        old = [a for a in self.archs if parse_arch(a) < 80]
+        if self.precision != "fp32" and old:
+            raise TargetError(
+                f"target {self.name}: precision={self.precision} needs sm_80 or newer, not {old[0]}"
+            )
         self.tvm_target = tvm.target.Target(
             {
                 "kind": "cuda",
@@ -105,7 +121,7 @@ class CudaTarget(Target):
     ) -> tvm.IRModule:
         """Program → kernels; ``forms`` as in ``ScheduleContractions``."""
         passes = [*([ExposeSpikes()] if record_spikes else [])]
-        passes += lower_passes(self.tvm_target, forms=forms)
+        passes += lower_passes(self.tvm_target, forms=forms, precision=self.precision)
         with instruments(dump_ir), self.tvm_target:
             for step in passes:
                 mod = step(mod)
@@ -125,7 +141,7 @@ class CudaTarget(Target):
         """
         functions = [g.name_hint for g, f in mod.functions_items() if isinstance(f, relax.Function)]
         with instruments(dump_ir), self.tvm_target:
-            for step in training_passes(self.tvm_target, functions):
+            for step in training_passes(self.tvm_target, functions, self.precision):
                 mod = step(mod)
         return _checked(mod)
 
@@ -160,7 +176,11 @@ class CudaTarget(Target):
             # what our kernels bind to names is what is worth naming
             "tirx.disable_cse_tir": True,
         }
-        with compile_with(self.device_compiler()), tvm.transform.PassContext(config=config):
+        compiler = self.device_compiler()
+        with (
+            compile_with(lambda source: compiler(with_functions(source))),
+            tvm.transform.PassContext(config=config),
+        ):
             return relax.build(mod, self.tvm_target, relax_pipeline=pipeline, tir_pipeline="s_tir")
 
     def kernels(self, lowered: tvm.IRModule) -> list[KernelInfo]:

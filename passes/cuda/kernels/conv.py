@@ -15,12 +15,13 @@ from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Var
 
 from ttsnn.passes.cpu.kernels.finished import finished
-from ttsnn.passes.cpu.kernels.tir import load, splat, vector
+from ttsnn.passes.cpu.kernels.tir import splat
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import InputTile, WeightTile, width_of
 from ttsnn.passes.cuda.kernels.conv_output import Output
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment, conv_params
+from ttsnn.passes.cuda.kernels.conv_sums import Fma, Mma
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
 
 __all__ = ["conv_kernel"]
@@ -63,6 +64,17 @@ def _macs(part: Segment) -> int:
     return len(s.taps) * s.in_channels * s.out_channels * prod(s.out_size)
 
 
+class _Bf16(Mma):
+    precision = "bf16"
+
+
+class _Fp16(Mma):
+    precision = "fp16"
+
+
+_MMA = {"tf32": Mma, "bf16": _Bf16, "fp16": _Fp16}
+
+
 @dataclass
 class _Kernel:
     """State while one kernel is written; ``pad`` keeps rows in shared memory apart."""
@@ -83,31 +95,20 @@ class _Kernel:
         b, tile, spec = self.b, self.tile, self.spec
         self.pad = self.lanes
         self.vec = width_of(spec.stage.out_channels, self.lanes)
-        self.groups = tile.channels // tile.columns
-        rows, columns = tile.time * tile.rows, tile.columns
         shared = tile.time * tile.pixels * (tile.depth + self.pad)
+        mma = spec.precision != "fp32"
+        # rows of weights apart, so that a warp's lanes read different banks
+        self.w_stride = tile.channels + (8 if mma else 0)
         self.a_shared = b.alloc(shared, spec.dtype, "a_shared", "shared")
-        self.b_shared = b.alloc(tile.depth * tile.channels, spec.dtype, "b_shared", "shared")
-        self.sums = b.alloc(rows * columns, spec.dtype, "sums", "local")
-        self.a_held = b.alloc(self.lanes, spec.dtype, "a_held", "local")
-        self.b_held = b.alloc(self.lanes * columns, spec.dtype, "b_held", "local")
+        self.w_shared = b.alloc(tile.depth * self.w_stride, spec.dtype, "w_shared", "shared")
         self.first = b.bind(self.block * tile.pixels, "first_pixel")
         self.channel = b.bind(self.column * tile.channels, "first_channel")
-        self.group = b.bind(self.thread % self.groups, "channel_group")
-        self.line = b.bind(self.thread // self.groups, "line")
-        out = Output(
-            b,
-            spec,
-            tile,
-            self.flat,
-            self.pixels,
-            self.vec,
-            self.sums,
-            self.first,
-            self.channel,
-            self.line,
-            self.group,
-        )
+        vec = min(self.vec, 2) if mma else self.vec
+        place_args = (self.first, self.channel, spec.dtype, self.lanes, vec)
+        kind = _MMA[spec.precision] if mma else Fma
+        self.place = kind(b, tile, self.thread, *place_args)
+        self.sums = self.place.sums
+        out = Output(b, spec, tile, self.flat, self.pixels, vec, self.sums, self.place)
         out.start()
         for i, part in enumerate(spec.segments):
             self._segment(i, part, out)
@@ -133,11 +134,12 @@ class _Kernel:
             part,
             tile,
             self.flat[f"w{index}"],
-            self.b_shared,
+            self.w_shared,
             self.channel,
             self.thread,
             self.lanes,
             self.spec.dtype,
+            self.w_stride,
         )
         if self.spec.folded:
             x.locate(0, self.images // self.spec.T * part.x_begin)
@@ -175,31 +177,4 @@ class _Kernel:
             if total > 1:
                 with b.when(step + 1 < total):
                     fetch(step + 1)
-            self._multiply()
-
-    def _multiply(self) -> None:
-        """Add the products of the tiles in shared memory."""
-        b, tile, lanes = self.b, self.tile, self.lanes
-        stride = tile.depth + self.pad
-        with b.loop(tile.depth // lanes, "k_outer", "unrolled") as k:
-            with b.loop(lanes, "k_inner", "unrolled") as ki:
-                row = (k * lanes + ki) * tile.channels
-                with b.loop(tile.columns // self.vec, "j", "unrolled") as j:
-                    at = row + (self.group + j * self.groups) * self.vec
-                    value = load(self.b_shared, vector(at, self.vec))
-                    to = ki * tile.columns + j * self.vec
-                    b.store(self.b_held, value, vector(to, self.vec))
-            with (
-                b.loop(tile.time, "dt", "unrolled") as dt,
-                b.loop(tile.rows, "r", "unrolled") as r,
-            ):
-                row = dt * tile.pixels + self.line + r * (tile.pixels // tile.rows)
-                value = load(self.a_shared, vector(row * stride + k * lanes, lanes))
-                b.store(self.a_held, value, vector(b.at(0), lanes))
-                with (
-                    b.loop(lanes, "ki", "unrolled") as ki,
-                    b.loop(tile.columns, "j", "unrolled") as j,
-                ):
-                    at = (dt * tile.rows + r) * tile.columns + j
-                    product = load(self.a_held, ki) * load(self.b_held, ki * tile.columns + j)
-                    b.store(self.sums, load(self.sums, at) + product, at)
+            self.place.multiply(self.a_shared, tile.depth + self.pad, self.w_shared, self.w_stride)

@@ -148,7 +148,7 @@ class InputTile:
 class WeightTile:
     """Input channels of one tap × output channels; zeros beyond the last ones.
 
-    Attributes: as of :class:`InputTile`; ``w`` is the flat weight, ``shared`` [depth, channels],
+    Attributes: as of :class:`InputTile`; ``w`` is the flat weight, ``shared`` [depth, stride],
     ``first`` the block's first output channel.
     """
 
@@ -161,6 +161,7 @@ class WeightTile:
     thread: Expr
     lanes: int
     dtype: str
+    stride: int
 
     def __post_init__(self) -> None:
         self.vec = width_of(self.part.stage.out_channels, self.lanes)
@@ -199,7 +200,7 @@ class WeightTile:
         with b.loop(self.count, "i", "unrolled") as i:
             k, c = self._place(i)
             value = load(self.held, vector(i * self.vec, self.vec))
-            at = vector(k * self.tile.channels + c, self.vec)
+            at = vector(k * self.stride + c, self.vec)
             if self.total % self.tile.threads:
                 with b.when(k < self.tile.depth):
                     b.store(self.shared, value, at)

@@ -14,6 +14,7 @@ from ttsnn.passes.cpu.kernels.neuron import lif_step
 from ttsnn.passes.cpu.kernels.tir import load, splat, vector
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec
+from ttsnn.passes.cuda.kernels.conv_sums import Place
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
 
 __all__ = ["Output"]
@@ -27,9 +28,8 @@ class Output:
         flat: flat arguments by name.
         pixels: of one timestep.
         vec: elements of a store.
-        sums: [time, rows, columns] in registers.
-        first, channel: the block's first pixel and channel.
-        line, group: the thread's place in the block.
+        sums: [time, rows, columns] in registers, arranged as ``place`` says.
+        place: which pixels and channels of the block are the thread's.
     """
 
     b: CudaBody
@@ -39,15 +39,10 @@ class Output:
     pixels: Expr
     vec: int
     sums: Var
-    first: Expr
-    channel: Expr
-    line: Expr
-    group: Expr
+    place: Place
 
     def __post_init__(self) -> None:
         tile = self.tile
-        self.groups = tile.channels // tile.columns
-        self.lines = tile.pixels // tile.rows
         self.channels = self.spec.stage.out_channels
         self.v = self.b.alloc(tile.rows * tile.columns, self.spec.dtype, "v", "local")
         self.out = {
@@ -56,23 +51,23 @@ class Output:
         }
 
     @contextmanager
-    def places(self) -> Iterator[tuple[Expr, Expr, Expr]]:
-        """Unrolled loops over the thread's vectors: (index in registers, element of one timestep,
+    def places(self) -> Iterator[tuple[Expr, Expr, Expr, Expr]]:
+        """Unrolled loops over the thread's vectors: (row, column, element of one timestep,
         channel).
         """
         b, tile = self.b, self.tile
         with b.loop(tile.rows, "r", "unrolled") as r:
-            pixel = b.bind(self.first + self.line + r * self.lines, "out_pixel")
+            pixel = b.bind(self.place.pixel(r), "out_pixel")
             whole = isinstance(self.pixels, IntImm) and int(self.pixels) % tile.pixels == 0
             with (
                 nullcontext() if whole else b.when(pixel < self.pixels),
                 b.loop(tile.columns // self.vec, "j", "unrolled") as j,
             ):
-                c = b.bind(self.channel + (self.group + j * self.groups) * self.vec, "c")
+                c = b.bind(self.place.channel(j * self.vec), "c")
                 ragged = self.channels % tile.channels
                 with b.when(c < self.channels) if ragged else nullcontext():
                     at = b.bind(pixel * self.channels + c, "out_at")
-                    yield r * tile.columns + j * self.vec, at, c
+                    yield r, j * self.vec, at, c
 
     def start(self) -> None:
         """Membranes before the first timestep."""
@@ -81,15 +76,15 @@ class Output:
         with self.b.loop(self.tile.rows * self.tile.columns, "i", "unrolled") as i:
             self.b.store(self.v, splat(0.0, self.spec.dtype, 1), i)
         if self.spec.v0:
-            with self.places() as (i, at, _c):
+            with self.places() as (r, j, at, _c):
                 value = load(self.flat["v0"], vector(at, self.vec))
-                self.b.store(self.v, value, vector(i, self.vec))
+                self.b.store(self.v, value, vector(r * self.tile.columns + j, self.vec))
 
     def step(self, t: Expr, dt: Expr) -> None:
         """Finish timestep ``t``, whose sums are those of step ``dt`` of the tile."""
         b, spec = self.b, self.spec
         image = self.pixels * self.channels
-        with self.places() as (i, at, c):
+        with self.places() as (r, j, at, c):
             out = b.bind(t * image + at, "at_t")
             sides = {}
             if spec.bias:
@@ -102,11 +97,10 @@ class Output:
                 held[name] = b.alloc(self.vec, dtype, f"{name}_held", "local")
                 b.store(held[name], load(self.flat[name], where), vector(b.at(0), self.vec))
             with b.loop(self.vec, "e", "unrolled") as e:
-                at_sum = i + e + dt * (self.tile.rows * self.tile.columns)
-                value = load(self.sums, at_sum)
+                value = load(self.sums, self.place.sum(dt, r, j + e))
                 for side in held.values():
                     value = value + load(side, e).astype(spec.dtype)
-                self._element(b.bind(value, "m"), i + e, e)
+                self._element(b.bind(value, "m"), r * self.tile.columns + j + e, e)
             for name in ("membrane", "spikes"):
                 if name in self.out:
                     b.store(
@@ -134,6 +128,6 @@ class Output:
         """Membranes after the last timestep."""
         if "v_last" not in self.out:
             return
-        with self.places() as (i, at, _c):
-            value = load(self.v, vector(i, self.vec))
+        with self.places() as (r, j, at, _c):
+            value = load(self.v, vector(r * self.tile.columns + j, self.vec))
             self.b.store(self.flat["v_last"], value, vector(at, self.vec))

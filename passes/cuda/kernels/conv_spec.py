@@ -57,6 +57,7 @@ class ConvSpec:
         emit: results: ``"membrane"``, ``"spikes"``, ``"v_last"``.
         dtype: of sums, membranes and results.
         spikes_dtype: of the result ``"spikes"``.
+        precision: how the operands of products are rounded: ``PRECISIONS`` of ``mma.py``.
     """
 
     segments: tuple[Segment, ...]
@@ -69,6 +70,7 @@ class ConvSpec:
     emit: tuple[str, ...]
     dtype: str
     spikes_dtype: str
+    precision: str = "fp32"
 
     @property
     def stage(self) -> Stage:

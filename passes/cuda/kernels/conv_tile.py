@@ -46,7 +46,7 @@ class ConvTile:
         """Shared memory of a block."""
         pad = 16 // itemsize
         a = self.time * self.pixels * (self.depth + pad)
-        return (a + self.depth * self.channels) * itemsize
+        return (a + self.depth * (self.channels + 8)) * itemsize
 
 
 def default_tile(spec: ConvSpec, batch: int | None, gpu: Gpu) -> ConvTile:
@@ -65,6 +65,9 @@ def default_tile(spec: ConvSpec, batch: int | None, gpu: Gpu) -> ConvTile:
 def _tiles(spec: ConvSpec, gpu: Gpu) -> Iterator[ConvTile]:
     double = spec.dtype == "float64"
     time = _time_tile(spec)
+    if spec.precision != "fp32":
+        yield from _fragments(time)
+        return
     for outputs in (4, 8) if double else (4, 8, 16):
         rows = max(1, outputs // time)
         for pixels in (4, 8, 16, 32, 64, 128):
@@ -74,6 +77,19 @@ def _tiles(spec: ConvSpec, gpu: Gpu) -> Iterator[ConvTile]:
                     continue
                 if tile.threads % 32 == 0 and tile.shared_bytes(8 if double else 4) <= gpu.shared:
                     yield tile
+
+
+def _fragments(time: int) -> Iterator[ConvTile]:
+    """Tiles of whole fragments of 16 pixels × 8 channels, see :class:`Mma`."""
+    for rows in (2, 4):
+        for columns in (2, 4, 8):
+            for pixels in (16, 32, 64, 128):
+                for channels in (16, 32, 64, 128):
+                    tile = ConvTile(time, pixels, channels, 16, rows, columns)
+                    whole = pixels % (8 * rows) == 0 and channels % (4 * columns) == 0
+                    small = time * rows * columns <= 64
+                    if whole and small and 32 <= tile.threads <= 256:
+                        yield tile
 
 
 def _time_tile(spec: ConvSpec) -> int:
@@ -99,6 +115,8 @@ def _time(tile: ConvTile, spec: ConvSpec, pixels: int, steps: int, gpu: Gpu) -> 
     # blocks that share a multiprocessor hide each other's latency
     resident = min(max(1, blocks / gpu.multiprocessors), gpu.resident_threads / tile.threads)
     hidden = min(1.0, resident * tile.threads / gpu.hiding_threads)
+    if spec.precision != "fp32":
+        busy /= 8  # tensor cores wait for shared memory most of the time
     rounds = max(1.0, blocks / gpu.multiprocessors)
     rounds = ceil(rounds) if rounds < 8 else rounds
     return rounds * busy * loads / hidden

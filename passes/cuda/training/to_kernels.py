@@ -40,23 +40,26 @@ class ToCudaTrainingKernels(ModulePass):
 
     Args:
         target: the GPU.
+        precision: of the products of convolutions and of gradients to their inputs, see
+            ``LayersToKernels``; gradients to weights are not rounded.
     """
 
-    def __init__(self, target: tvm.target.Target) -> None:
+    def __init__(self, target: tvm.target.Target, precision: str = "fp32") -> None:
         self.target = target
+        self.precision = precision
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply the pass."""
         bb = relax.BlockBuilder()
-        kernels = _Kernels(bb, gpu_of(self.target))
+        kernels = _Kernels(bb, gpu_of(self.target), self.precision)
         return rewrite_functions(mod, bb, lambda func: _CudaLowering(bb, kernels, func))
 
 
 class _Kernels:
     """Emits calls into one block builder; kernels of equal shape are made once."""
 
-    def __init__(self, bb: relax.BlockBuilder, gpu: Gpu) -> None:
-        self.bb, self.gpu = bb, gpu
+    def __init__(self, bb: relax.BlockBuilder, gpu: Gpu, precision: str) -> None:
+        self.bb, self.gpu, self.precision = bb, gpu, precision
         self._made: dict[tuple, tvm.ir.GlobalVar] = {}
 
     def call(
@@ -83,7 +86,10 @@ class _Kernels:
         """A convolution of an image; ``apart`` as in :class:`Segment`."""
         dtype, images = _dtype(x), known_dims(x)[1]
         part = Segment(stage, 0, 1, 1, 0, dtype, apart)
-        spec = ConvSpec((part,), 1, False, 0, dtype, None, False, ("membrane",), dtype, dtype)
+        precision = self.precision if dtype == "float32" else "fp32"
+        spec = ConvSpec(
+            (part,), 1, False, 0, dtype, None, False, ("membrane",), dtype, dtype, precision
+        )
         return self.call(
             ("conv", spec, images),
             lambda: conv_kernel(spec, images, default_tile(spec, images, self.gpu), self.gpu),

@@ -10,20 +10,18 @@ from tvm import relax
 
 from ttsnn.cuda import emulator
 from ttsnn.passes.cpu.kernels import cpu_layer
-from ttsnn.passes.cuda.target import CudaTarget
 from ttsnn.program import make_program, params_of
+from ttsnn.targets import get_target
 
 
-class Emulated(CudaTarget):
-    """The GPU target, its kernels run forwards and backwards through a block's threads."""
-
-    def device_compiler(self):
-        emulator.enable(order="both")
-        return emulator.compile_source
+def emulated(options=None):
+    """The emulated target, every tensor with memory of its own."""
+    return get_target("cuda-emulated", memory="exact", **(options or {}))
 
 
 def run(target, lowered, inputs):
     """Results of ``main``, as arrays."""
+    emulator.enable(order="both")  # each launch, through a block's threads forwards and backwards
     executable = target.build(lowered)
     device = tvm.cuda(0)
     # "naive": every buffer has its own memory, so that accesses outside of it are noticed
@@ -77,7 +75,7 @@ def _type(shape, config):
 
 def run_layers(cases, symbolic=False, target=None):
     """Results by name of each of (config, operands by name)."""
-    target = target or Emulated()
+    target = target or emulated()
     mod, inputs = layers_program(cases, symbolic)
     found = iter(run(target, target.lower(mod), inputs))
     return [{name: next(found) for name in config.emit} for config, _ in cases]

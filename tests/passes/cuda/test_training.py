@@ -12,12 +12,12 @@ from ttsnn.models import LIF
 
 from ..cpu_training.conftest import check  # noqa: TID252
 from ..cpu_training.test_programs import Block, Time, inputs, tt  # noqa: TID252
-from .emulated import Emulated
+from .emulated import emulated
 
 
 def checked(model, x):
-    target = Emulated()
-    target.device_compiler()
+    target = emulated()
+    emulator.enable(order="both")
     program = check(model.double(), x, target=target, device=tvm.cuda(0))
     emulator.check()
     return program

@@ -1,0 +1,190 @@
+"""Products of the tiles in shared memory, added to the sums in registers; two ways.
+
+``Fma``: every thread multiplies its rows × columns. ``Mma``: every warp does on tensor cores.
+Which pixels and channels are a thread's follows from the way, as a :class:`Place`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import Var
+
+from ttsnn.passes.cpu.kernels.tir import load, vector
+from ttsnn.passes.cuda.kernels.body import CudaBody
+from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
+from ttsnn.passes.cuda.kernels.mma import DEPTH
+
+__all__ = ["Fma", "Mma", "Place"]
+
+
+@dataclass
+class Place(ABC):
+    """A thread's part of the block's tile, and how its sums are made.
+
+    Attributes:
+        b: where statements go.
+        tile: the block's.
+        thread: index of the thread.
+        first, first_channel: the block's first pixel and channel.
+        dtype: of the sums.
+        lanes: elements of a vector.
+        vec: elements of a store: a vector, or 1 where channels fill none.
+    """
+
+    b: CudaBody
+    tile: ConvTile
+    thread: Expr
+    first: Expr
+    first_channel: Expr
+    dtype: str
+    lanes: int
+    vec: int
+
+    def __post_init__(self) -> None:
+        tile = self.tile
+        size = tile.time * tile.rows * tile.columns
+        self.sums = self.b.alloc(size, self.dtype, "sums", "local")
+
+    @abstractmethod
+    def pixel(self, row: Expr) -> Expr:
+        """Pixel of the thread's ``row``-th."""
+
+    @abstractmethod
+    def channel(self, column: Expr) -> Expr:
+        """Output channel of the thread's ``column``-th."""
+
+    @abstractmethod
+    def sum(self, dt: Expr, row: Expr, column: Expr) -> Expr:
+        """Index of a sum."""
+
+    @abstractmethod
+    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int) -> None:
+        """Add the products of [time · pixels, depth] and [depth, channels]."""
+
+
+class Fma(Place):
+    """Multiply-adds of a thread: neighbouring threads have neighbouring vectors of channels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        b, tile = self.b, self.tile
+        self.groups, self.lines = tile.channels // tile.columns, tile.pixels // tile.rows
+        self.group = b.bind(self.thread % self.groups, "channel_group")
+        self.line = b.bind(self.thread // self.groups, "line")
+        self.a_held = b.alloc(self.lanes, self.dtype, "a_held", "local")
+        self.w_held = b.alloc(self.lanes * tile.columns, self.dtype, "w_held", "local")
+
+    def pixel(self, row: Expr) -> Expr:
+        return self.first + self.line + row * self.lines
+
+    def channel(self, column: Expr) -> Expr:
+        return self.first_channel + (self.group + column // self.vec * self.groups) * self.vec
+
+    def sum(self, dt: Expr, row: Expr, column: Expr) -> Expr:
+        return (dt * self.tile.rows + row) * self.tile.columns + column
+
+    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int) -> None:
+        b, tile, lanes = self.b, self.tile, self.lanes
+        with b.loop(tile.depth // lanes, "k_outer", "unrolled") as k:
+            with b.loop(lanes, "k_inner", "unrolled") as ki:
+                row = (k * lanes + ki) * w_stride
+                with b.loop(tile.columns // self.vec, "j", "unrolled") as j:
+                    at = row + (self.group + j * self.groups) * self.vec
+                    to = ki * tile.columns + j * self.vec
+                    b.store(self.w_held, load(w, vector(at, self.vec)), vector(to, self.vec))
+            with (
+                b.loop(tile.time, "dt", "unrolled") as dt,
+                b.loop(tile.rows, "r", "unrolled") as r,
+            ):
+                row = dt * tile.pixels + self.line + r * self.lines
+                value = load(a, vector(row * a_stride + k * lanes, lanes))
+                b.store(self.a_held, value, vector(b.at(0), lanes))
+                with (
+                    b.loop(lanes, "ki", "unrolled") as ki,
+                    b.loop(tile.columns, "j", "unrolled") as j,
+                ):
+                    at = self.sum(dt, r, j)
+                    product = load(self.a_held, ki) * load(self.w_held, ki * tile.columns + j)
+                    b.store(self.sums, load(self.sums, at) + product, at)
+
+
+class Mma(Place):
+    """Fragments of a warp: 16 pixels of one timestep × 8 channels each.
+
+    A thread has 2 pixels and 2 channels of a fragment; ``tile.rows`` and ``tile.columns`` count
+    those of all its fragments.
+    """
+
+    precision = "tf32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        b, tile = self.b, self.tile
+        self.down, self.across = tile.rows // 2, tile.columns // 2  # fragments of a warp
+        warp = b.bind(self.thread // 32, "warp")
+        warps = tile.channels // (8 * self.across)
+        self.g = b.bind(self.thread % 32 // 4, "lane_row")
+        self.q = b.bind(self.thread % 4, "lane_column")
+        self.warp_pixel = b.bind(warp // warps * (16 * self.down), "warp_pixel")
+        self.warp_channel = b.bind(warp % warps * (8 * self.across), "warp_channel")
+
+    def pixel(self, row: Expr) -> Expr:
+        return self.first + self.warp_pixel + row // 2 * 16 + row % 2 * 8 + self.g
+
+    def channel(self, column: Expr) -> Expr:
+        own = self.q * 2 if self.vec > 1 else self.q * 2 + column % 2
+        return self.first_channel + self.warp_channel + column // 2 * 8 + own
+
+    def sum(self, dt: Expr, row: Expr, column: Expr) -> Expr:
+        fragment = (dt * self.down + row // 2) * self.across + column // 2
+        return fragment * 4 + row % 2 * 2 + column % 2
+
+    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int) -> None:
+        b, tile, depth = self.b, self.tile, DEPTH[self.precision]
+        half = depth // 4  # terms of a row that a lane holds
+        a_held = b.alloc(2 * half, self.dtype, "a_fragment", "local")
+        w_held = b.alloc(self.across * half, self.dtype, "w_fragments", "local")
+        with b.loop(tile.depth // depth, "k", "unrolled") as k:
+            with (
+                b.loop(self.across, "j", "unrolled") as j,
+                b.loop(half, "i", "unrolled") as i,
+            ):
+                n = self.warp_channel + j * 8 + self.g
+                value = load(w, (k * depth + self._term(i)) * w_stride + n)
+                b.store(w_held, value, j * half + i)
+            with (
+                b.loop(tile.time, "dt", "unrolled") as dt,
+                b.loop(self.down, "r", "unrolled") as r,
+            ):
+                row = dt * tile.pixels + self.warp_pixel + r * 16 + self.g
+                for upper in range(half // self._pack):
+                    for part in range(2):  # rows g and g + 8
+                        for e in range(self._pack):
+                            term = self._term(b.at(upper * self._pack + e))
+                            at = (row + part * 8) * a_stride + k * depth + term
+                            to = (upper * 2 + part) * self._pack + e
+                            b.store(a_held, load(a, at), b.at(to))
+                with b.loop(self.across, "j", "unrolled") as j:
+                    at = self.sum(dt, r * 2, j * 2)
+                    args = [
+                        tirx.address_of(load(self.sums, at)),
+                        tirx.address_of(load(a_held, b.at(0))),
+                        tirx.address_of(load(w_held, j * half)),
+                    ]
+                    name = f"ttsnn_mma_{self.precision}"
+                    b.emit(tirx.Evaluate(tirx.call_extern("void", name, *args)))
+
+    @property
+    def _pack(self) -> int:
+        """Neighbouring terms in a register."""
+        return 1 if self.precision == "tf32" else 2
+
+    def _term(self, i: Expr) -> Expr:
+        """Term of the lane's ``i``-th element: q, q + 4 or 2q, 2q + 1, 2q + 8, 2q + 9."""
+        if self._pack == 1:
+            return self.q + i * 4
+        return self.q * 2 + i % 2 + i // 2 * 8
