@@ -19,7 +19,8 @@ class EmulatedCudaTarget(CudaTarget):
 
     Args:
         options: ``arch`` (what the kernels are made for, one architecture; ``sm_90``), ``graph``
-            and ``precision`` as there, ``memory`` (``planned`` as on a GPU, or ``exact``: every tensor has memory of
+            and ``precision`` as there,
+            ``memory`` (``planned`` as on a GPU, or ``exact``: every tensor has memory of
             its own, so that an access past its end shows), ``order`` (``forward``, ``reverse``, or
             ``both``: each launch runs in both orders and must give the same bits).
 

@@ -27,7 +27,7 @@ def program(name, mode, dtype, batch, dynamic=False, T=2):
     x = models.example_input(model, batch=batch).to(getattr(torch, dtype))
     mod = import_model(model, example=x, dynamic_batch=dynamic)
     if mode is not None:
-        mod = DecomposeToTT(make_plan(layer_infos(mod), "rank=5", mode))(mod)
+        mod = DecomposeToTT(make_plan(layer_infos(mod), "rank=5", mode, T=T))(mod)
     return mod, x.numpy()
 
 
@@ -87,7 +87,7 @@ def test_every_kernel_of_the_zoo_is_bound(name, mode):
     model = models.create(name, dataset, T=4).eval()
     mod = import_model(model, example=models.example_input(model, batch=8))
     if mode is not None:
-        mod = DecomposeToTT(make_plan(layer_infos(mod), "rank=8", mode), init="fresh")(mod)
+        mod = DecomposeToTT(make_plan(layer_infos(mod), "rank=8", mode, T=4), init="fresh")(mod)
     target = get_target("cuda:arch=sm_90")
     step = build_train_step(mod, CrossEntropy(), SGD(momentum=0.9))
     for lowered in (target.lower(mod), target.lower_training(step)):
