@@ -215,7 +215,7 @@ class TTImport:
             d = dy.part(start, steps)
             for k in range(len(links) - 1, -1, -1):
                 self._next_core(k < len(links) - 1)
-                self.graph.gradients[self.chain] = d
+                self.graph.gradients.setdefault(self.chain, d)
                 self._core_grads(links[k], inputs[k], d, grads, written)
                 first = next(iter(links[k].values()))
                 role = "d" + ("cross" if len(links[k]) > 1 else next(iter(links[k])))

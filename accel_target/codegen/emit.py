@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ttsnn.accel_target.codegen.builder import Builder
-from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Tail, Term, Value
+from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, Value
 from ttsnn.accel_target.codegen.tiling import Plan, plan_nest
 from ttsnn.accel_target.isa import DRAM, NONE, Flag, Op, UnitKind
 
@@ -32,17 +32,22 @@ class _Emitter:
 
     # -- operands --
 
-    def value(self, v: Value, rows: _Box, channels: _Box | None = None) -> int:
+    def value(
+        self, v: Value, rows: _Box, channels: _Box | None = None, frames: _Box | None = None
+    ) -> int:
+        """Box of a value; ``frames`` are timesteps of the nest, where these are not all it has."""
         place = self.plan.places[v]
+        memory, address = place.at[self.turn[v] % len(place.at)]
         first, count = channels or (0, v.channels)
         if v.grouped:
             first = 0
+        start = v.frames[0] if v.frames else 0
         return self.b.tile(
-            place.memory,
+            memory,
             v.format,
-            place.addresses[self.turn[v] % len(place.addresses)],
+            address,
             place.size,
-            (0, self.plan.frames),
+            (frames[0] - start, frames[1]) if frames else (0, place.size[0]),
             (rows[0], rows[1] - rows[0]),
             (0, v.width),
             (first, count),
@@ -54,9 +59,9 @@ class _Emitter:
         """Box of a resident parameter; boxes are (first, count)."""
         place = self.plan.places[p]
         return self.b.tile(
-            place.memory,
+            place.at[0][0],
             p.format,
-            place.addresses[0],
+            place.at[0][1],
             place.size,
             (0, 1),
             rows or (0, p.shape[0]),
@@ -69,9 +74,9 @@ class _Emitter:
         place = self.plan.places[s, p]
         w, c = place.size[2], place.size[3]
         return self.b.tile(
-            place.memory,
+            place.at[self.turn[s, p] % 2][0],
             p.format,
-            place.addresses[self.turn[s, p] % 2],
+            place.at[self.turn[s, p] % 2][1],
             place.size,
             (0, 1),
             (0, p.shape[0]),
@@ -81,10 +86,11 @@ class _Emitter:
 
     def dram(self, ref: Ref, v: Value, rows: _Box, channels: _Box | None = None) -> int:
         n = self.nest.N
+        count = self.plan.places[v].size[0]
         if ref.repeat:
-            frames = (self.image, self.plan.frames, 0)
+            frames = (self.image, count, 0)
         else:
-            frames = ((ref.step + self.time) * n + self.image, self.plan.frames, n)
+            frames = ((ref.step + self.time) * n + self.image, count, n)
         return self.b.dram(
             ref.tensor,
             frames,
@@ -102,8 +108,6 @@ class _Emitter:
                 for strip in plan.flow.strips:
                     for item, start, stop in strip:
                         self.item(item, (start, stop))
-        for t in nest.tails:
-            self.tail(t)
         for p in nest.params():
             if p.stores and not any(q is p for _, q in plan.streams):
                 for part in p.stores:
@@ -254,8 +258,8 @@ class _Emitter:
                 Op.GEMM,
                 s.unit,
                 s.tag,
-                dst=self.value(s.outs[0], rows, out),
-                src0=self.value(t.x, self.input_rows(s, t, rows), inner),
+                dst=self.value(s.outs[0], rows, out, s.frames),
+                src0=self.value(t.x, self.input_rows(s, t, rows), inner, s.frames),
                 src1=weight,
                 attr=self.b.geometry(t.geometry),
                 flags=t.flags
@@ -279,9 +283,9 @@ class _Emitter:
                 UnitKind.LOAD,
                 s.tag,
                 dst=self.b.tile(
-                    place.memory,
+                    place.at[self.turn[s, p] % 2][0],
                     p.format,
-                    place.addresses[self.turn[s, p] % 2],
+                    place.at[self.turn[s, p] % 2][1],
                     place.size,
                     (0, 1),
                     (part.at, part.count),
@@ -322,8 +326,8 @@ class _Emitter:
             s.unit,
             s.tag,
             dst=tile,
-            src0=self.value(x, needed_rows(s.geometry, rows, False), w),
-            src1=self.value(dy, rows, c),
+            src0=self.value(x, needed_rows(s.geometry, rows, False), w, s.frames),
+            src1=self.value(dy, rows, c, s.frames),
             attr=self.b.geometry(s.geometry),
             flags=s.flags | (Flag.ACC if key in self.touched else 0),
         )
@@ -335,9 +339,9 @@ class _Emitter:
         place = self.plan.places[s, p]
         for part in p.stores:
             tile = self.b.tile(
-                place.memory,
+                place.at[self.turn[s, p] % 2][0],
                 p.format,
-                place.addresses[self.turn[s, p] % 2],
+                place.at[self.turn[s, p] % 2][1],
                 place.size,
                 (0, 1),
                 (part.at, part.count),
@@ -361,12 +365,12 @@ class _Emitter:
         operands = []
         for v in s.ins:
             r = rows if s.geometry is None else needed_rows(s.geometry, rows, s.transpose)
-            operands.append(self.value(v, r, (0, box[1]) if v.grouped else box))
+            operands.append(self.value(v, r, (0, box[1]) if v.grouped else box, s.frames))
         for p in s.params:
             operands.append(self.param(p, None, None, box if p.shape[2] == wide else None))
         flags, dst = (
             s.flags,
-            [self.value(v, rows, (0, box[1]) if v.grouped else box) for v in s.outs],
+            [self.value(v, rows, (0, box[1]) if v.grouped else box, s.frames) for v in s.outs],
         )
         if s.sum is not None:
             key = (s.sum, s.sum_row, box[0])
@@ -392,24 +396,6 @@ class _Emitter:
             src2=operands[2],
             attr=attr,
             flags=flags,
-        )
-
-    def tail(self, t: Tail) -> None:
-        for p, *_ in t.srcs:
-            self.ensure(p, t.tag)
-        operands = [self.param(p, (first, count)) for p, first, count in t.srcs]
-        operands += [NONE] * (3 - len(operands))
-        p, first, count = t.dst
-        self.b.emit(
-            t.op,
-            t.unit,
-            t.tag,
-            dst=self.param(p, (first, count)),
-            src0=operands[0],
-            src1=operands[1],
-            src2=operands[2],
-            attr=self.b.scalars(t.scalars) if t.scalars else 0,
-            flags=t.flags,
         )
 
 

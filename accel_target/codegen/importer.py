@@ -36,6 +36,7 @@ from ttsnn.ops import lif_attrs_of, tt_conv_attrs_of
 from ttsnn.passes.cpu.training.link import dense_link
 from ttsnn.passes.static_values import op_name
 from ttsnn.passes.training.graph import Graph as Relax
+from ttsnn.passes.training.manifest import MANIFEST, Manifest
 from ttsnn.program import layer_name, num_inputs, params_of
 
 __all__ = ["import_graph"]
@@ -89,6 +90,7 @@ class _Importer(TTImport):
         self.slopes: dict[relax.Expr, tuple[Image, Image]] = {}
         self.parts: dict[Tensor, list[tuple[int, int]]] = {}
         self.names: set[str] = set()
+        self.new_weights: set[int] = set()
 
     # -- arguments and results --
 
@@ -104,6 +106,9 @@ class _Importer(TTImport):
     def run(self) -> Graph:
         names = list(params_of(self.mod))
         main = self.mod["main"]
+        if MANIFEST in (self.mod.attrs or {}):
+            signature = Manifest.of(self.mod).functions["main"]
+            self.new_weights = set(signature.named("results", "param").values())
         for i, arg in enumerate(self.relax.args):
             if i < self.count:
                 self.env[arg] = self._input(arg)
@@ -179,6 +184,8 @@ class _Importer(TTImport):
             t = new
         t.role, t.host_shape = "output", shape
         param = isinstance(value, Tensor)
+        if i in self.new_weights and t.format == Format.GRADIENT:
+            t.format = Format.WEIGHT
         t.host_axes = _param_axes(shape) if param else _axes(len(shape))
         t.name = f"{i}:{t.name}"
         return Image(t, 0, max(1, t.shape[0] // self.N))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ttsnn.accel_target.codegen.builder import Geometry
 from ttsnn.accel_target.isa import Format, Level, Op
 
-__all__ = ["Flow", "Nest", "Param", "Part", "Ref", "Step", "Tail", "Term", "Value", "flow_of"]
+__all__ = ["Flow", "Nest", "Param", "Part", "Ref", "Step", "Term", "Value", "flow_of"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Value:
         grouped: exists for one block of channels at a time.
         load: DRAM that it is read from, or None where a step produces it.
         store: DRAM that it is written to, or None.
+        frames: first timestep of the nest's that it has, and how many; None: all.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Value:
     grouped: bool = False
     load: Ref | None = None
     store: Ref | None = None
+    frames: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ class Step:
         geometry: of WGRAD and pools.
         group: number of the group that it belongs to, or None.
         transpose: rows run from the output to the input.
+        time: it needs all timesteps at once.
+        frames: timesteps that it works on, where these are not all; its nest then has all of
+            them in one block.
     """
 
     op: Op
@@ -127,19 +132,7 @@ class Step:
     group: int | None = None
     transpose: bool = False
     time: bool = False
-
-
-@dataclass(eq=False)
-class Tail:
-    """One operation on parameters, after all strips. Operands: (parameter, first row, rows)."""
-
-    op: Op
-    unit: int
-    tag: int
-    dst: tuple[Param, int, int]
-    srcs: tuple[tuple[Param, int, int], ...]
-    scalars: tuple[float, ...] = ()
-    flags: int = 0
+    frames: tuple[int, int] | None = None
 
 
 @dataclass
@@ -150,14 +143,12 @@ class Nest:
         layer: for messages.
         T: timesteps that it covers.
         N: images.
-        step0: first timestep, added to every reference that does not repeat.
     """
 
     layer: str
     T: int
     N: int
     steps: list[Step] = field(default_factory=list)
-    tails: list[Tail] = field(default_factory=list)
     tag: int = 0
 
     def values(self) -> list[Value]:
@@ -174,9 +165,6 @@ class Nest:
         for s in self.steps:
             given = [*s.params, *(t.weight for t in s.terms), *([s.sum] if s.sum else [])]
             for p in given:
-                seen.setdefault(id(p), p)
-        for t in self.tails:
-            for p, *_ in (t.dst, *t.srcs):
                 seen.setdefault(id(p), p)
         return list(seen.values())
 
@@ -295,6 +283,15 @@ def flow_of(nest: Nest, strip: int) -> Flow:
             end.append(item.height)
         else:
             end.append(_end(members[item][0] if isinstance(item, int) else item))
+    makers: dict[int, set[int]] = {}
+    made: dict[tuple[int, int], int] = {}
+    for k, item in enumerate(items):
+        if isinstance(item, Value):
+            makers.setdefault(id(item), set()).add(k)
+            continue
+        for s in members[item] if isinstance(item, int) else [item]:
+            for v in s.outs:
+                makers.setdefault(id(v), set()).add(k)
     rows = dict.fromkeys(nest.values(), 0)
     burst = dict.fromkeys(nest.values(), 0)
     strips: list[list[tuple[Item, int, int]]] = []
@@ -316,7 +313,8 @@ def flow_of(nest: Nest, strip: int) -> Flow:
             here.append((item, done[i], to))
             for v in produced:
                 burst[v] = max(burst[v], to - done[i])
-                have[id(v)] = to
+                made[id(v), i] = to
+                have[id(v)] = min(made.get((id(v), m), 0) for m in makers[id(v)])
                 if v.grouped:
                     rows[v] = max(rows[v], to - done[i])
                 else:
