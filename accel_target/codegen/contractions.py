@@ -19,7 +19,7 @@ from ttsnn.accel_target.codegen.graph import (
     Weight,
     WGrad,
 )
-from ttsnn.accel_target.codegen.options import Options
+from ttsnn.accel_target.codegen.options import Options, Variant
 from ttsnn.accel_target.events import Tag
 from ttsnn.accel_target.isa import Flag, Format, Op, Vec
 from ttsnn.ops import TTConvAttrs
@@ -113,7 +113,11 @@ class TTImport:
         raise NotImplementedError
 
     layer: str
+    window: tuple[int, int] | None = None
     parts: dict[Tensor, list[tuple[int, int]]]
+
+    def variant(self) -> Variant:
+        raise NotImplementedError
 
     def _parts(self, x: Image, attrs: TTConvAttrs) -> list[tuple[int, int, str]]:
         """(first timestep, timesteps, kind) of what runs alike."""
@@ -153,6 +157,7 @@ class TTImport:
                     f"{self.layer}.conv", x, (*g.geometry[5:7], g.shape[2]), Format.ACTIVATION
                 )
             part = x.part(start, steps)
+            self.window = start, steps
             inner = self._forward(part, links, weights, y.part(start, steps))
             self._saved[key, start] = inner
         assert y is not None
@@ -161,7 +166,7 @@ class TTImport:
 
     def _next_core(self, another: bool) -> None:
         """Without fusion every core is a chain of its own."""
-        if another and not self.options.fusion:
+        if another and not self.variant().fused:
             self.chain += 1
 
     @property
@@ -193,7 +198,7 @@ class TTImport:
                 for n, c in link.items()
             ]
             role = "cross" if len(link) > 1 else next(iter(link))
-            self.emit(Conv(self.tag(role), terms, out, chain=self.chain))
+            self.emit(Conv(self.tag(role), terms, out, chain=self.chain, window=self.window))
             inputs.append(out)
         return inputs[: len(links)]
 
@@ -207,10 +212,16 @@ class TTImport:
         for start, steps, kind in self._parts(x, attrs):
             links = self._chain(attrs, cores, x, kind)
             weights = [self._weights(link, cores) for link in links]
-            self.chain += 1
-            self.graph.gradients[self.chain] = dy.part(start, steps)
+            self.window = start, steps
+            if not self.variant().whole or not start:
+                self.chain += 1
+            self.graph.gradients.setdefault(
+                self.chain, dy if self.variant().whole else dy.part(start, steps)
+            )
+            if self.variant().whole:
+                self.graph.whole.add(self.chain)
             inputs = self._saved[key, start]
-            if self.options.recompute and self.options.fusion:
+            if self.variant().recompute:
                 inputs = self._forward(x.part(start, steps), links, weights, None)
             d = dy.part(start, steps)
             for k in range(len(links) - 1, -1, -1):
@@ -230,7 +241,9 @@ class TTImport:
                     )
                 )
                 terms = [(d, weights[k][n], c.geometry, c.flags) for n, c in links[k].items()]
-                self.emit(Conv(self.tag(role), terms, target, True, chain=self.chain))
+                self.emit(
+                    Conv(self.tag(role), terms, target, True, chain=self.chain, window=self.window)
+                )
                 d = target
         for k, (core, grad) in enumerate(zip(cores, grads)):
             if k not in written:  # htt without a full timestep
@@ -263,6 +276,7 @@ class TTImport:
                     core.flags | self._binary(x),
                     more,
                     chain=self.chain,
+                    window=self.window,
                 )
             )
         written |= {k for core in link.values() for k, *_ in core.rows}

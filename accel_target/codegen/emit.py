@@ -309,7 +309,7 @@ class _Emitter:
         x, dy = s.ins
         axis, box = ("w", w) if w is not None else ("c", c)
         assert box is not None
-        key = (s, p, box[0])
+        key = (p, box[0])
         streamed = (s, p) in self.plan.streams
         if streamed:
             self.turn[s, p] += 1

@@ -53,10 +53,14 @@ def _range(n: Node, graph: Graph) -> tuple[tuple[int, int], int]:
     image = images[0]
     if isinstance(n, WGrad):
         image = n.dy
+    if n.chain in graph.whole:
+        image = graph.gradients[n.chain]
     frames = image.tensor.shape[0]
     count = graph.N if not image.repeat and frames % graph.N == 0 and frames > 1 else 1
     if image.repeat:
         count = frames
+    if n.window is not None and n.chain not in graph.whole:
+        return n.window, count
     return (image.step, image.steps), count
 
 
@@ -91,7 +95,15 @@ def partition(graph: Graph) -> list[Group]:
 
     for n in graph.nodes:
         images = latest(n.reads())
-        params = max((made.get(r.tensor, -1) for r in n.params()), default=-1)
+        own = home.get(n.chain, -1) if isinstance(n, WGrad) else -1  # it adds to its own sums
+        params = max(
+            (
+                made.get(r.tensor, -1)
+                for r in n.params()
+                if made.get(r.tensor, -1) != own or own < 0
+            ),
+            default=-1,
+        )
         at: int | None = None
         steps, count = ((0, 1), 1) if isinstance(n, Small) else _range(n, graph)
         if isinstance(n, Conv | WGrad) and n.chain >= 0:
@@ -106,7 +118,8 @@ def partition(graph: Graph) -> list[Group]:
             at = made[n.out]  # all rows of a tensor of sums are made together
         elif isinstance(n, Map) and images >= 0 and params < images and _plain(n):
             g = groups[images]
-            if _joins(n, g, steps, count) and (g.maps_only or _follows(n, g)):
+            whole = any(m.chain in graph.whole for m in g.nodes)
+            if _joins(n, g, steps, count) and (g.maps_only or _follows(n, g, whole)):
                 at = images
         if at is not None and images > at:
             at = None
@@ -143,12 +156,12 @@ def _sizes(n: Node, g: Group) -> bool:
     return all(i.shape == own for m in g.nodes for i in [*m.reads(), *m.writes()])
 
 
-def _follows(n: Map, g: Group) -> bool:
-    """Whether a pointwise node may end a chain: it works timestep by timestep."""
+def _follows(n: Map, g: Group, whole: bool) -> bool:
+    """Whether a pointwise node may end a chain: it works timestep by timestep, or has them all."""
     made = {i.tensor for m in g.nodes if isinstance(m, Conv | Map) for i in m.writes()}
     inner = {i.tensor for m in g.nodes if isinstance(m, Conv | WGrad) for i in m.reads()}
     own = [i.tensor for i in n.ins if i.tensor in made]
-    return not n.time and bool(own) and not any(t in inner for t in own)
+    return (whole or not n.time) and bool(own) and not any(t in inner for t in own)
 
 
 def _prologue(

@@ -92,10 +92,12 @@ class Node:
     Attributes:
         tag: what it belongs to.
         chain: number of the tensor-train layer's call that it is a part of, else -1.
+        window: timesteps that it works on (first, how many), where it is a part of a layer.
     """
 
     tag: Tag
     chain: int = field(default=-1, kw_only=True)
+    window: tuple[int, int] | None = field(default=None, kw_only=True)
 
     def reads(self) -> list[Image]:
         """Images that it reads."""
@@ -247,6 +249,7 @@ class Graph:
 
     Attributes:
         gradients: chain → gradient of the output that its backward begins with.
+        whole: chains whose nest has all timesteps at once.
     """
 
     T: int
@@ -255,3 +258,4 @@ class Graph:
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Image] = field(default_factory=list)
     gradients: dict[int, Image] = field(default_factory=dict)
+    whole: set[int] = field(default_factory=set)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -27,7 +27,7 @@ from ttsnn.accel_target.codegen.graph import (
     Weight,
     WGrad,
 )
-from ttsnn.accel_target.codegen.options import Options
+from ttsnn.accel_target.codegen.options import Options, Variant
 from ttsnn.accel_target.events import Tag
 from ttsnn.accel_target.isa import Flag, Format, Op, Pool, Reduce, Vec
 from ttsnn.accel_target.sim.neuron import encode_lif
@@ -63,22 +63,31 @@ _VEC1 = {
 }
 
 
-def import_graph(mod: tvm.IRModule, options: Options) -> Graph:
+def import_graph(
+    mod: tvm.IRModule, options: Options, variants: Mapping[str, Variant] | Variant | None = None
+) -> Graph:
     """The nodes of ``main``.
 
     Args:
         mod: a program (:mod:`ttsnn.program`) with static sizes, or a training step.
         options: of the code generator.
+        variants: how tensor-train layers are cut, for all or by the layer's name.
 
     Raises:
         TargetError: an operator that the accelerator cannot execute; names it and its shape.
     """
-    return _Importer(mod, options).run()
+    return _Importer(mod, options, variants).run()
 
 
 class _Importer(TTImport):
-    def __init__(self, mod: tvm.IRModule, options: Options) -> None:
+    def __init__(
+        self,
+        mod: tvm.IRModule,
+        options: Options,
+        variants: Mapping[str, Variant] | Variant | None,
+    ) -> None:
         self.mod, self.options = mod, options
+        self.variants = variants or options.variants()[0]
         self.relax = Relax.of(mod["main"])
         meta = json.loads(str(mod.attrs["ttsnn.meta"])) if "ttsnn.meta" in mod.attrs else {}
         self.count = num_inputs(mod["main"])
@@ -191,6 +200,12 @@ class _Importer(TTImport):
         return Image(t, 0, max(1, t.shape[0] // self.N))
 
     # -- small helpers --
+
+    def variant(self) -> Variant:
+        """How the current layer is cut."""
+        if isinstance(self.variants, Variant):
+            return self.variants
+        return self.variants[self.layer]
 
     def get(self, expr: relax.Expr) -> Any:
         """Image, parameter, number or tuple of an expression."""

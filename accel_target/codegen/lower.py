@@ -81,6 +81,7 @@ class _Nest:
         self.nest = Nest(tag.layer, group.steps[1], group.images, tag=self.b.tag(tag))
         self.values: dict[Tensor, Value] = {}
         self.params: dict[object, Param] = {}
+        self.sums: dict[tuple[Part, ...], Param] = {}
         self.grouped = self._grouping()
 
     # -- which values exist for one block of channels at a time --
@@ -171,7 +172,11 @@ class _Nest:
         if t not in self.values:
             h, w, c = t.shape[1:]
             v = Value(t.name, h, w, c, t.format, grouped=t in self.grouped)
-            ref = Ref(self.low.number(t) if self._in_dram(t) else -1, image.step, image.repeat)
+            v.frames = self._window(t)
+            step = min(
+                i.step for n in self.group.nodes for i in [*n.reads(), *n.writes()] if i.tensor is t
+            )
+            ref = Ref(self.low.number(t) if self._in_dram(t) else -1, step, image.repeat)
             if self.number not in self.low._makers.get(t, ()) or not self._made_here(t):
                 v.load = ref
             elif self.low.kept(t, self.number):
@@ -179,6 +184,18 @@ class _Nest:
                 v.prefer = Level.OUTPUT
             self.values[t] = v
         return self.values[t]
+
+    def _window(self, t: Tensor) -> tuple[int, int] | None:
+        """Timesteps of a tensor that has not all of the nest's."""
+        for n in self.group.nodes:
+            for i in [*n.reads(), *n.writes()]:
+                if i.tensor is t and self._short(n) and not i.repeat and t.shape[0] == n.window[1] * self.group.images:
+                    return n.window
+        return None
+
+    def _short(self, n: Node) -> bool:
+        """Whether a node works on some of the nest's timesteps."""
+        return n.window is not None and n.window[1] < self.group.steps[1]
 
     def _made_here(self, t: Tensor) -> bool:
         return any(i.tensor is t for n in self.group.nodes for i in n.writes())
@@ -221,6 +238,9 @@ class _Nest:
             groups = {self.grouped[i.tensor] for i in images if i.tensor in self.grouped}
             assert len(groups) <= 1, n.tag
             step.group = groups.pop() if groups else None
+            if self._short(n):
+                step.frames = n.window
+                step.time = True
             self.nest.steps.append(step)
         self.nest.steps = _sorted(self.nest.steps)
         return self.nest
@@ -241,7 +261,8 @@ class _Nest:
 
     def _wgrad(self, n: WGrad, tag: int) -> Step:
         stores = tuple(self._part(r) for r in n.rows)
-        p = Param(
+        known = self.sums.get(stores)
+        p = known or Param(
             f"{n.tag.layer}.{n.tag.role}",
             n.shape,
             Format.GRADIENT,
@@ -251,6 +272,7 @@ class _Nest:
             tag=tag,
             loads=stores if n.more else (),
         )
+        self.sums[stores] = p
         return Step(
             Op.WGRAD,
             self.b.compute(0),

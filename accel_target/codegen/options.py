@@ -9,7 +9,23 @@ from typing import Any
 from ttsnn.accel_target.isa import Format
 from ttsnn.errors import TargetError
 
-__all__ = ["Options"]
+__all__ = ["Options", "Variant"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How one tensor-train layer is cut into nests.
+
+    Attributes:
+        fused: all cores in one nest; else each in its own.
+        recompute: the backward computes the chain's intermediates again.
+        whole: the nest of the backward has all timesteps at once and takes in the neuron's
+            gradient.
+    """
+
+    fused: bool
+    recompute: bool
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,8 @@ class Options:
         recompute: the backward computes the intermediates of a chain again. Off: they are written
             in the forward and read in the backward.
         pack_spikes: a spike is one bit in DRAM and buffers. Off: as wide as an activation.
+        neurons: the backward of a chain goes on through the neuron before it, whose gradient then
+            never is in DRAM.
         clusters: use all clusters. Off: the first alone.
     """
 
@@ -30,6 +48,7 @@ class Options:
     merge_cross: bool = True
     recompute: bool = True
     pack_spikes: bool = True
+    neurons: bool = True
     clusters: bool = True
 
     @property
@@ -57,6 +76,15 @@ class Options:
                 raise TargetError(f"target ttsnn-accel: {key} must be true or false, got {value!r}")
             out[name] = text in {"true", "1", "on", "yes"}
         return cls(**out)
+
+    def variants(self) -> list[Variant]:
+        """What the code generator chooses from for each layer."""
+        split = Variant(False, False, False)
+        if not self.fusion:
+            return [split]
+        again = [True, False] if self.recompute else [False]
+        whole = [True, False] if self.neurons else [False]
+        return [*(Variant(True, r, w) for w in whole for r in again), split]
 
     def to_json(self) -> dict[str, bool]:
         """Plain dict."""

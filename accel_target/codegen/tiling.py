@@ -8,7 +8,7 @@ from math import prod
 from ttsnn.accel_target.arch import Architecture
 from ttsnn.accel_target.codegen.builder import capacity
 from ttsnn.accel_target.codegen.hazards import BLOCK
-from ttsnn.accel_target.codegen.nest import Flow, Nest, Param, Step, Value, flow_of
+from ttsnn.accel_target.codegen.nest import Flow, Nest, Param, Step, flow_of
 from ttsnn.accel_target.isa import Level, Op, memory_id
 from ttsnn.accel_target.program import format_bits
 from ttsnn.errors import TargetError
