@@ -6,6 +6,7 @@ import tvm
 
 from ttsnn.accel_target.arch import Architecture
 from ttsnn.accel_target.codegen.builder import Builder
+from ttsnn.accel_target.codegen.choose import choose_variants
 from ttsnn.accel_target.codegen.emit import emit_nest
 from ttsnn.accel_target.codegen.fuse import partition
 from ttsnn.accel_target.codegen.graph import Box, Graph, Small
@@ -33,14 +34,15 @@ def compile_program(
         TargetError: an operator that the accelerator does not have, or a layer that does not fit.
     """
     options = options or Options()
-    return generate(import_graph(mod, options), arch, options)
+    variants = choose_variants(mod, arch, options)
+    return generate(import_graph(mod, options, variants), arch, options)
 
 
 def generate(graph: Graph, arch: Architecture, options: Options) -> Program:
     """Instructions of a graph."""
     b = Builder(arch)
     groups = partition(graph)
-    lowering = Lowering(graph, groups, b)
+    lowering = Lowering(graph, groups, b, options)
     down = False
     for k, g in enumerate(groups):
         if isinstance(g.nodes[0], Small):

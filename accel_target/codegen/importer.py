@@ -751,11 +751,10 @@ class _Importer(TTImport):
         wide = max(tensors, key=lambda t: prod(t.shape))
         if prod(wide.shape) > 1:
             self.layer = next((self.layer_of[t] for t in tensors if t in self.layer_of), self.layer)
-        fmt = (
-            wide.format
-            if self.phase != "update"
-            else max((t.format for t in tensors), key=lambda f: {Format.WEIGHT: 1}.get(f, int(f)))
-        )
+        # weights are narrow, but not what is added to them
+        fmt = max((t.format for t in tensors if t.shape == wide.shape), key=int)
+        if self.phase == "update" and fmt == Format.WEIGHT:
+            fmt = Format.GRADIENT
         out = self.temp(f"{wide.name}.{name}", wide.shape, fmt)
         self.layer_of[out] = self.layer
         kind = (_VEC | _VEC1)[name]

@@ -20,6 +20,7 @@ from ttsnn.accel_target.codegen.graph import (
     WGrad,
 )
 from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, Value
+from ttsnn.accel_target.codegen.options import Options
 from ttsnn.accel_target.isa import Format, Level, Op, UnitKind
 from ttsnn.accel_target.program import DramTensor
 
@@ -40,10 +41,11 @@ class Lowering:
         graph: the graph.
         groups: its partition.
         b: where DRAM tensors are registered.
+        options: of the code generator.
     """
 
-    def __init__(self, graph: Graph, groups: list[Group], b: Builder) -> None:
-        self.graph, self.b = graph, b
+    def __init__(self, graph: Graph, groups: list[Group], b: Builder, options: Options) -> None:
+        self.graph, self.b, self.options = graph, b, options
         self._numbers: dict[Tensor, int] = {}
         self._makers: dict[Tensor, set[int]] = {}
         self._users: dict[Tensor, set[int]] = {}
@@ -189,7 +191,12 @@ class _Nest:
         """Timesteps of a tensor that has not all of the nest's."""
         for n in self.group.nodes:
             for i in [*n.reads(), *n.writes()]:
-                if i.tensor is t and self._short(n) and not i.repeat and t.shape[0] == n.window[1] * self.group.images:
+                if (
+                    i.tensor is t
+                    and self._short(n)
+                    and not i.repeat
+                    and t.shape[0] == n.window[1] * self.group.images
+                ):
                     return n.window
         return None
 
