@@ -7,6 +7,7 @@ import itertools
 import networkx as nx
 
 from ttsnn.accel_target.codegen.builder import Builder
+from ttsnn.accel_target.codegen.clusters import spread
 from ttsnn.accel_target.codegen.fuse import Group
 from ttsnn.accel_target.codegen.graph import (
     Conv,
@@ -250,6 +251,9 @@ class _Nest:
                 step.time = True
             self.nest.steps.append(step)
         self.nest.steps = _sorted(self.nest.steps)
+        if self.low.options.clusters:
+            spread(self.nest, self.b)
+            self.nest.steps = _sorted(self.nest.steps)
         return self.nest
 
     def _conv(self, n: Conv, tag: int) -> Step:
