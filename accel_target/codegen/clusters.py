@@ -1,10 +1,13 @@
 """Convolutions of a nest on several clusters, with transfers between them: :func:`spread`.
 
+A cluster's results lie in its own buffers; its first operand (of a weight gradient, both) may come
+through a link from another cluster's.
+
 List scheduling: in topological order, each convolution goes to the cluster with the least work so
-far (products over PEs, and bytes of weights over bytes of buffers) among those that links join to
-the clusters of its neighbours. Those that share a weight, a sum or a result stay together. While a
-strip is in one cluster, the strips before and after it are in others: the cores of a chain form a
-pipeline, and the branches of a parallel train run at the same time.
+far (products over PEs, and bytes of weights and results over bytes of buffers) among those that
+links join to the clusters of its neighbours. Those that share a weight, a sum or a result stay
+together. While a strip is in one cluster, the strips before and after it are in others: the cores
+of a chain form a pipeline, and the branches of a parallel train run at the same time.
 """
 
 from __future__ import annotations
@@ -16,27 +19,30 @@ import networkx as nx
 
 from ttsnn.accel_target.arch import Architecture
 from ttsnn.accel_target.codegen.builder import Builder
-from ttsnn.accel_target.codegen.nest import Nest, Step, Term, Value
-from ttsnn.accel_target.isa import Flag, Format, Level, Op
+from ttsnn.accel_target.codegen.nest import Nest, Step, Value
+from ttsnn.accel_target.isa import Flag, Format, Level, Op, UnitKind
 
 __all__ = ["spread"]
 
 
-def spread(nest: Nest, b: Builder) -> Nest:
-    """The nest with its convolutions on clusters; unchanged where there is but one."""
+def spread(nest: Nest, b: Builder, taste: float) -> Nest:
+    """The nest with its convolutions on clusters; unchanged where there is but one.
+
+    ``taste``: how much a transfer's room counts against work that is shared evenly.
+    """
     arch = b.arch
     if len(arch.clusters) == 1:
         return nest
     nest.steps = _branches(nest.steps, b)
     compute = [s for s in nest.steps if s.op in (Op.GEMM, Op.WGRAD)]
-    where = _assign(compute, nest, arch)
+    where = _assign(compute, nest, arch, taste)
     for s in compute:
         s.unit = b.compute(where[id(s)])
         for p in [t.weight for t in s.terms] + ([s.sum] if s.sum else []):
             p.cluster = where[id(s)]
     _place_values(nest, compute, where, arch)
     _place_params(nest, compute, arch)
-    nest.steps = _transfers(nest, compute, where, b)
+    nest.steps = _links(nest, b)
     return nest
 
 
@@ -73,7 +79,7 @@ def _work(s: Step) -> int:
     return total
 
 
-def _assign(compute: list[Step], nest: Nest, arch: Architecture) -> dict[int, int]:
+def _assign(compute: list[Step], nest: Nest, arch: Architecture, taste: float) -> dict[int, int]:
     joined = _joined(arch)
     together = nx.utils.UnionFind([id(s) for s in compute])
     owner: dict[int, Step] = {}
@@ -94,7 +100,7 @@ def _assign(compute: list[Step], nest: Nest, arch: Architecture) -> dict[int, in
         if s.op == Op.XFER:
             for m in makers.get(id(s.ins[0]), ()):
                 makers.setdefault(id(s.outs[0]), []).append(m)
-    near: dict[int, set[int]] = {}
+    near: dict[int, set[tuple[int, bool]]] = {}
     pairs = []
     for s in compute:
         for v in (*s.ins, *(t.x for t in s.terms)):
@@ -106,38 +112,39 @@ def _assign(compute: list[Step], nest: Nest, arch: Architecture) -> dict[int, in
     for m, s in pairs:
         a, c = together[id(m)], together[id(s)]
         if a != c:
-            near.setdefault(a, set()).add(c)
-            near.setdefault(c, set()).add(a)
+            near.setdefault(a, set()).add((c, True))
+            near.setdefault(c, set()).add((a, False))
     sets: dict[int, list[Step]] = {}
     for s in compute:
         sets.setdefault(together[id(s)], []).append(s)
     work = sum(map(_work, compute)) or 1
-    held = sum(_held(m) for m in sets.values()) or 1
     load = [0.0] * len(arch.clusters)
+    full = [0.0] * len(arch.clusters)
+    held: list[set[int]] = [set() for _ in arch.clusters]
     chosen: dict[int, int] = {}
     for root, members in sets.items():
         share = sum(map(_work, members)) / work
-        room = _held(members) / held
+        needs = {id(v): _size(v) for s in members for v in s.outs if not v.grouped}
         allowed = [
             c
             for c in range(len(arch.clusters))
             if all(
-                chosen[n] == c or ((chosen[n], c) in joined and (c, chosen[n]) in joined)
-                for n in near.get(root, ())
+                chosen[n] == c or ((c, chosen[n]) if gives else (chosen[n], c)) in joined
+                for n, gives in near.get(root, ())
                 if n in chosen
             )
         ] or [0]
 
-        def after(c: int, share: float = share, room: float = room) -> float:
-            cluster = arch.clusters[c]
-            return (
-                load[c]
-                + share * arch.pes / cluster.pes
-                + (room * arch.buffer_bytes / cluster.buffer_bytes)
-            )
+        def room(c: int, members: list[Step] = members, needs: dict[int, float] = needs) -> float:
+            new = sum(n for v, n in needs.items() if v not in held[c]) + _held(members)
+            return full[c] + new / arch.clusters[c].buffer_bytes
 
-        best = min(allowed, key=after)
-        load[best] = after(best)
+        def after(c: int, share: float = share) -> float:
+            return load[c] + share * arch.pes / arch.clusters[c].pes
+
+        best = min(allowed, key=lambda c: after(c) + taste * room(c))
+        load[best], full[best] = after(best), room(best)
+        held[best] |= set(needs)
         chosen[root] = best
     return {id(s): chosen[together[id(s)]] for s in compute}
 
@@ -158,111 +165,49 @@ def _joined(arch: Architecture) -> set[tuple[int, int]]:
     return {(names.index(x.source), names.index(x.destination)) for x in arch.links}
 
 
-def _readers(compute: list[Step], where: dict[int, int]) -> dict[int, list[int]]:
-    out: dict[int, list[int]] = {}
-    for s in compute:
-        for v in (*s.ins, *(t.x for t in s.terms)):
-            if where[id(s)] not in out.setdefault(id(v), []):
-                out[id(v)].append(where[id(s)])
-    return out
+def _size(v: Value) -> float:
+    """About the bytes of three rows."""
+    wide = {Format.SPIKE: 0.125, Format.WEIGHT: 1, Format.ACTIVATION: 1}.get(v.format, 2)
+    return 3 * v.width * v.channels * wide
 
 
 def _place_values(
     nest: Nest, compute: list[Step], where: dict[int, int], arch: Architecture
 ) -> None:
-    """A value lies where it is made; what no cluster makes, where it is read, or where room is."""
-    joined, readers = _joined(arch), _readers(compute, where)
+    """A result lies in the cluster that makes it, anything else where its readers reach it."""
+    joined = _joined(arch)
+    clusters = range(len(arch.clusters))
+    readers: dict[int, set[int]] = {}
+    for s in compute:
+        for v in (*s.ins, *(t.x for t in s.terms)):
+            readers.setdefault(id(v), set()).add(where[id(s)])
     made = {id(v): where[id(s)] for s in compute for v in s.outs}
-    used = [0.0] * len(arch.clusters)
-    for p in nest.params():
-        used[p.cluster] += prod(p.shape) / arch.clusters[p.cluster].buffer_bytes
-    rest = []
     for v in nest.values():
         if id(v) in made:
             v.cluster = made[id(v)]
-        elif id(v) in readers:
-            places = readers[id(v)]
-            v.cluster = max(places, key=lambda c: sum((c, o) in joined for o in places))
-        else:
-            rest.append(v)
             continue
-        used[v.cluster] += _size(v) / arch.clusters[v.cluster].buffer_bytes
-    for v in sorted(rest, key=_size, reverse=True):
-        v.cluster = min(range(len(used)), key=used.__getitem__)
-        used[v.cluster] += _size(v) / arch.clusters[v.cluster].buffer_bytes
-
-
-def _size(v: Value) -> float:
-    """About the bytes of a row."""
-    wide = {Format.SPIKE: 0.125, Format.WEIGHT: 1, Format.ACTIVATION: 1}.get(v.format, 2)
-    return v.width * (16 if v.grouped else 3 * v.channels) * wide
+        near = readers.get(id(v), set())
+        fits = [c for c in clusters if all(c == r or (c, r) in joined for r in near)]
+        v.cluster = next((c for c in sorted(near) if c in fits), fits[0])
+        v.reach = tuple(c for c in fits if c != v.cluster)
 
 
 def _place_params(nest: Nest, compute: list[Step], arch: Architecture) -> None:
-    """What only the other units read lies where room is."""
+    """What only the other units read may lie anywhere."""
     bound = {id(t.weight) for s in compute for t in s.terms}
     bound |= {id(s.sum) for s in compute if s.sum is not None}
-    used = [0.0] * len(arch.clusters)
-    for p in nest.params():
-        if id(p) in bound:
-            used[p.cluster] += prod(p.shape) / arch.clusters[p.cluster].buffer_bytes
     for p in nest.params():
         if id(p) not in bound:
-            p.cluster = min(range(len(used)), key=used.__getitem__)
-            used[p.cluster] += prod(p.shape) / arch.clusters[p.cluster].buffer_bytes
+            p.reach = tuple(range(1, len(arch.clusters)))
 
 
-def _transfers(nest: Nest, compute: list[Step], where: dict[int, int], b: Builder) -> list[Step]:
-    """Steps with copies of values on the clusters that read them."""
-    joined = _joined(b.arch)
-    copies: dict[tuple[int, int], Value] = {}
-    mine = {id(s) for s in compute}
-    home: dict[int, Value] = {}
-    extra: dict[tuple[int, int], Step] = {}
-
-    def at(v: Value, cluster: int, s: Step) -> Value:
-        if v.cluster == cluster:
-            return v
-        key = (id(v), cluster)
-        if key in copies:
-            return copies[key]
-        copy = replace(
-            v,
-            name=f"{v.name}@{b.arch.clusters[cluster].name}",
-            cluster=cluster,
-            store=None,
-            prefer=Level.INPUT,
-        )
-        if (v.cluster, cluster) in joined:
-            copy.load = None
-            group = s.group if v.grouped else None
-            extra[key] = Step(
-                Op.XFER, b.link(v.cluster), s.tag, outs=(copy,), ins=(v,), group=group
-            )
-        elif v.load is None:
-            maker = next(m for m in nest.steps if v in m.outs)
-            outs = tuple(copy if o is v else replace(o, store=None) for o in maker.outs)
-            extra[key] = replace(maker, outs=outs)
-        copies[key] = copy
-        home[id(copy)] = v
-        return copy
-
+def _links(nest: Nest, b: Builder) -> list[Step]:
+    """Sums of branches get their units."""
     out: list[Step] = []
     for s in nest.steps:
         if s.op == Op.XFER:
             s = replace(s, unit=b.link(s.ins[0].cluster))
             if s.ins[0].cluster == s.outs[0].cluster:  # both branches on one cluster
-                s = replace(s, op=Op.VEC, unit=2, flags=int(Flag.ACC))
-            out.append(s)
-            continue
-        if id(s) not in mine:
-            out.append(s)
-            continue
-        before = len(extra)
-        terms = tuple(
-            Term(at(t.x, where[id(s)], s), t.weight, t.geometry, t.flags) for t in s.terms
-        )
-        ins = tuple(at(v, where[id(s)], s) for v in s.ins)
-        out += list(extra.values())[before:]
-        out.append(replace(s, terms=terms, ins=ins))
+                s = replace(s, op=Op.VEC, unit=int(UnitKind.VECTOR), flags=int(Flag.ACC))
+        out.append(s)
     return out

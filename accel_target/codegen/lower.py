@@ -22,8 +22,10 @@ from ttsnn.accel_target.codegen.graph import (
 )
 from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, Value
 from ttsnn.accel_target.codegen.options import Options
+from ttsnn.accel_target.codegen.tiling import plan_nest
 from ttsnn.accel_target.isa import Format, Level, Op, UnitKind
 from ttsnn.accel_target.program import DramTensor
+from ttsnn.errors import TargetError
 
 __all__ = ["Lowering"]
 
@@ -33,6 +35,10 @@ _UNITS = {
     "gradient": UnitKind.GRADIENT,
     "optimizer": UnitKind.OPTIMIZER,
 }
+
+
+TASTES = (0.0, 10.0)
+"""What :func:`~ttsnn.accel_target.codegen.clusters.spread` is tried with."""
 
 
 class Lowering:
@@ -68,8 +74,23 @@ class Lowering:
         return self._numbers[t]
 
     def nest(self, k: int, group: Group) -> Nest:
-        """The nest of group number k."""
-        return _Nest(self, k, group).build()
+        """The nest of group number k, on the clusters where it moves the fewest bytes."""
+        if not self.options.clusters or len(self.b.arch.clusters) == 1:
+            return _Nest(self, k, group).build(None)
+        best: tuple[float, Nest] | None = None
+        for taste in TASTES:
+            nest = _Nest(self, k, group).build(taste)
+            if len({s.unit for s in nest.steps if s.op in (Op.GEMM, Op.WGRAD)}) == 0:
+                return nest
+            try:
+                traffic = plan_nest(nest, self.b.arch, False).traffic
+            except TargetError:
+                traffic = float("inf")
+            # an even share of work is worth something too
+            if best is None or traffic < 0.98 * best[0]:
+                best = traffic, nest
+        assert best is not None
+        return best[1]
 
     def kept(self, t: Tensor, group: int) -> bool:
         """Whether a value made in a group must be in DRAM afterwards."""
@@ -230,7 +251,7 @@ class _Nest:
 
     # -- steps --
 
-    def build(self) -> Nest:
+    def build(self, taste: float | None) -> Nest:
         for n in self.group.nodes:
             tag = self.b.tag(n.tag)
             if isinstance(n, Conv):
@@ -251,8 +272,8 @@ class _Nest:
                 step.time = True
             self.nest.steps.append(step)
         self.nest.steps = _sorted(self.nest.steps)
-        if self.low.options.clusters:
-            spread(self.nest, self.b)
+        if taste is not None:
+            spread(self.nest, self.b, taste)
             self.nest.steps = _sorted(self.nest.steps)
         return self.nest
 

@@ -41,6 +41,7 @@ class Value:
         load: DRAM that it is read from, or None where a step produces it.
         store: DRAM that it is written to, or None.
         frames: first timestep of the nest's that it has, and how many; None: all.
+        reach: other clusters whose buffers it may lie in.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Value:
     load: Ref | None = None
     store: Ref | None = None
     frames: tuple[int, int] | None = None
+    reach: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Param:
     stores: tuple[Part, ...] = ()
     sums: bool = False
     tag: int = 0
+    reach: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 
@@ -35,6 +36,7 @@ class Plan:
         strip: rows of the tallest value that a strip loads.
         block: channels of a block in groups.
         flow: rows.
+        spare: there is room for the next strip or block beside the current one.
         streams: (step, parameter) → channels of a block, for parameters that do not stay.
         places: value, parameter or (step, parameter) → allocation.
         traffic: bytes that it moves between DRAM and chip.
@@ -44,6 +46,7 @@ class Plan:
     strip: int
     block: int
     flow: Flow
+    spare: bool
     streams: dict[tuple[Step, Param], int] = field(default_factory=dict)
     places: dict[object, Place] = field(default_factory=dict)
     traffic: float = 0.0
@@ -79,16 +82,25 @@ class _Space:
         self.used: dict[tuple[int, Level], int] = {}
         self.lacking: tuple[int, Level, int] | None = None
 
-    def take(self, cluster: int, prefer: Level, size: int) -> tuple[int, int] | None:
-        """(memory, address), in the preferred buffer or in another one of the cluster."""
+    def free(self, cluster: int) -> int:
+        """Bytes that are left in a cluster."""
+        return self.arch.clusters[cluster].buffer_bytes - sum(
+            n for (c, _), n in self.used.items() if c == cluster
+        )
+
+    def take(
+        self, cluster: int, prefer: Level, size: int, reach: tuple[int, ...] = ()
+    ) -> tuple[int, int] | None:
+        """(memory, address): in the preferred buffer, another of the cluster, another in reach."""
         order = [prefer, *(lv for lv in (Level.OUTPUT, Level.INPUT, Level.WEIGHT) if lv != prefer)]
-        for level in order:
-            used = self.used.get((cluster, level), 0)
-            room = capacity(self.arch, cluster, level) // BLOCK * BLOCK
-            if used + size <= room:
-                self.used[cluster, level] = used + size
-                address = room - used - size if self.down else used
-                return memory_id(cluster, level), address
+        for c in (cluster, *sorted(reach, key=lambda c: -self.free(c))):
+            for level in order:
+                used = self.used.get((c, level), 0)
+                room = capacity(self.arch, c, level) // BLOCK * BLOCK
+                if used + size <= room:
+                    self.used[c, level] = used + size
+                    address = room - used - size if self.down else used
+                    return memory_id(c, level), address
         self.lacking = (cluster, prefer, size)
         return None
 
@@ -103,6 +115,7 @@ class _Want:
     size: tuple[int, int, int, int]
     bytes: int
     copies: int = 1
+    reach: tuple[int, ...] = ()
 
 
 class _Planner:
@@ -114,11 +127,20 @@ class _Planner:
         self.values, self.params, self.uses = nest.values(), nest.params(), uses(nest)
         self.weights = sorted(self.uses, key=lambda p: -self.param_bytes(p))
         self.fixed = [
-            _Want(p, p.cluster, p.prefer, (1, *p.shape), _bytes((1, *p.shape), self.bits[p.format]))
+            _Want(
+                p,
+                p.cluster,
+                p.prefer,
+                (1, *p.shape),
+                _bytes((1, *p.shape), self.bits[p.format]),
+                1,
+                p.reach,
+            )
             for p in self.params
         ]
         self.room = [c.buffer_bytes for c in arch.clusters]
         self.failed: tuple[int, Level, int] | None = None
+        self._needs: dict[tuple, tuple[list[_Want], list[int]]] = {}
 
     def param_bytes(self, p: Param) -> int:
         """Bytes of a parameter in DRAM."""
@@ -135,7 +157,8 @@ class _Planner:
             count = min(frames, v.frames[1]) if v.frames else frames
             size = (count, max(rows, 1), v.width, channels)
             n = _bytes(size, self.bits[v.format])
-            out.append(_Want(v, v.cluster, v.prefer, size, n, 2 if v.grouped and spare else 1))
+            copies = 2 if v.grouped and spare else 1
+            out.append(_Want(v, v.cluster, v.prefer, size, n, copies, v.reach))
         return out
 
     def stream_wants(self, streamed: list[Param], block: int) -> list[_Want]:
@@ -157,26 +180,45 @@ class _Planner:
                 out.append(_Want((s, p), p.cluster, p.prefer, size, _bytes(size, bits), 2))
         return out
 
+    def need(self, key: tuple, wants: Callable[[], list[_Want]]) -> tuple[list[_Want], list[int]]:
+        """Allocations of a part of a plan, and their bytes on each cluster; remembered."""
+        if key not in self._needs:
+            found = wants()
+            total = [0] * (len(self.room) + 1)
+            for w in found:
+                if not w.reach:
+                    total[w.cluster] += w.bytes * w.copies
+                total[-1] += w.bytes * w.copies
+            self._needs[key] = found, total
+        return self._needs[key]
+
     def try_plan(
         self, frames: int, strip: int, block: int, flow: Flow, streams: int, spare: bool
     ) -> Plan | None:
         """A plan in which the ``streams`` largest weights do not stay, if it fits."""
         streamed = self.weights[:streams]
-        wants = [w for w in self.fixed if w.key not in streamed]
-        wants += self.value_wants(frames, flow, block, spare)
-        wants += self.stream_wants(streamed, block)
-        need = [0] * len(self.room)
-        for w in wants:
-            need[w.cluster] += w.bytes * w.copies
-        for k, n in enumerate(need):
-            if n > self.room[k]:
-                largest = max((w for w in wants if w.cluster == k), key=lambda w: w.bytes)
-                self.failed = k, largest.prefer, largest.bytes
+        parts = [
+            self.need((streams,), lambda: [w for w in self.fixed if w.key not in streamed]),
+            self.need(
+                (frames, strip, block, spare),
+                lambda: self.value_wants(frames, flow, block, spare),
+            ),
+            self.need((streams, block), lambda: self.stream_wants(streamed, block)),
+        ]
+        for k, room in enumerate((*self.room, sum(self.room))):
+            if sum(total[k] for _, total in parts) > room:
+                everywhere = k == len(self.room)
+                largest = max(
+                    (w for wants, _ in parts for w in wants if everywhere or w.cluster == k),
+                    key=lambda w: w.bytes,
+                )
+                self.failed = largest.cluster, largest.prefer, largest.bytes
                 return None
-        plan = Plan(frames, strip, block, flow)
+        wants = [w for found, _ in parts for w in found]
+        plan = Plan(frames, strip, block, flow, spare)
         space = _Space(self.arch, self.down)
-        for w in sorted(wants, key=lambda w: -w.bytes):
-            places = [space.take(w.cluster, w.prefer, w.bytes) for _ in range(w.copies)]
+        for w in sorted(wants, key=lambda w: (len(w.reach), -w.bytes)):
+            places = [space.take(w.cluster, w.prefer, w.bytes, w.reach) for _ in range(w.copies)]
             found = [p for p in places if p is not None]
             if len(found) < w.copies:
                 self.failed = space.lacking
@@ -221,8 +263,68 @@ def _halving(n: int) -> list[int]:
     return out
 
 
+def signature(nest: Nest) -> tuple:
+    """Equal for nests that have the same plans."""
+    names: dict[int, int] = {}
+
+    def name(x: object) -> int:
+        return names.setdefault(id(x), len(names))
+
+    values = tuple(
+        (
+            name(v),
+            v.height,
+            v.width,
+            v.channels,
+            v.format,
+            v.cluster,
+            v.prefer,
+            v.grouped,
+            v.load is None,
+            v.store is None,
+            v.frames,
+            v.reach,
+        )
+        for v in nest.values()
+    )
+    params = tuple(
+        (
+            name(p),
+            p.shape,
+            p.format,
+            p.cluster,
+            p.prefer,
+            p.reach,
+            p.sums,
+            tuple((t.row, t.count) for t in p.loads),
+            tuple((t.row, t.count) for t in p.stores),
+        )
+        for p in nest.params()
+    )
+    steps = tuple(
+        (
+            s.op,
+            s.group,
+            s.geometry,
+            s.transpose,
+            s.time,
+            s.frames,
+            tuple(map(name, (*s.outs, *s.ins, *s.params))),
+            name(s.sum) if s.sum else -1,
+            tuple((name(t.x), name(t.weight), t.geometry) for t in s.terms),
+        )
+        for s in nest.steps
+    )
+    return nest.T, nest.N, values, params, steps
+
+
+_Choice = tuple[int, int, int, int, bool, float]
+_known: dict[tuple, _Choice | tuple[int, Level, int] | None] = {}
+_KNOWN_AT_MOST = 20_000
+
+
 def plan_nest(nest: Nest, arch: Architecture, down: bool) -> Plan:
-    """The tiles with the least DRAM traffic.
+    """The tiles with the least DRAM traffic; those of an equal nest are remembered.
 
     Args:
         nest: the nest.
@@ -232,7 +334,31 @@ def plan_nest(nest: Nest, arch: Architecture, down: bool) -> Plan:
     Raises:
         TargetError: not even one row of one timestep fits; names layer and buffer.
     """
+    key = arch, signature(nest)
+    found = _known.get(key)
+    if found is not None and len(found) == 6:
+        frames, strip, block, streams, spare, traffic = found
+        flow = flow_of(nest, strip)
+        plan = _Planner(nest, arch, down).try_plan(frames, strip, block, flow, streams, spare)
+        if plan is not None:
+            plan.traffic = traffic
+            return plan
+    if found is not None and len(found) == 3:
+        raise _too_big(nest, arch, found)
+    if len(_known) >= _KNOWN_AT_MOST:
+        _known.clear()
     planner = _Planner(nest, arch, down)
+    best = _search(nest, planner)
+    if best is None:
+        _known[key] = planner.failed
+        raise _too_big(nest, arch, planner.failed)
+    streamed = {p for _, p in best.streams}
+    _known[key] = (best.frames, best.strip, best.block, len(streamed), best.spare, best.traffic)
+    return best
+
+
+def _search(nest: Nest, planner: _Planner) -> Plan | None:
+    """The plan with the least DRAM traffic."""
     height = max(v.height for v in planner.values)
     time = any(s.time for s in nest.steps)
     frames = [nest.T] if time else [f for f in _halving(nest.T) if nest.T % f == 0]
@@ -254,8 +380,6 @@ def plan_nest(nest: Nest, arch: Architecture, down: bool) -> Plan:
             best = plan
         if not plan.streams:
             break  # smaller tiles move nothing less
-    if best is None:
-        raise _too_big(nest, arch, planner.failed)
     return best
 
 

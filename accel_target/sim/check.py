@@ -1,4 +1,4 @@
-"""Whether a program can be executed at all: every field inside its range, every operand in reach."""
+"""Whether a program can be executed at all: fields inside their ranges, operands in reach."""
 
 from __future__ import annotations
 
@@ -174,18 +174,22 @@ def _check_reach(program: Program, arch: Architecture) -> None:
         "instruction",
         "stores to something that is no DRAM, or from it",
     )
+    names = [c.name for c in arch.clusters]
+    joined = {(names.index(x.source), names.index(x.destination)) for x in arch.links}
     others = ~load & ~store
     computes = (t["op"] == Op.GEMM) | (t["op"] == Op.WGRAD)
     for n in _OPERANDS:
         _refuse(others & (memory[n] == DRAM), "instruction", f"works on DRAM ({n})")
         home = (memory[n] - 1) // 3
+        away = computes & (memory[n] > 0) & (home != cluster)
+        through = (n == "src0") | ((n == "src1") & (t["op"] == Op.WGRAD))
+        linked = np.zeros(len(t), bool)
+        for a, b in joined:
+            linked |= (home == a) & (cluster == b)
+        bad = away & ~(linked & through)
         _refuse(
-            computes & (memory[n] > 0) & (home != cluster),
-            "instruction",
-            f"reaches for the buffer of another cluster ({n})",
+            bad, "instruction", f"reaches for the buffer of a cluster without a link to it ({n})"
         )
-    names = [c.name for c in arch.clusters]
-    joined = {(names.index(x.source), names.index(x.destination)) for x in arch.links}
     for i in np.flatnonzero(t["op"] == Op.XFER).tolist():
         a, b = (memory["src0"][i] - 1) // 3, (memory["dst"][i] - 1) // 3
         if (a, b) not in joined or a != cluster[i]:

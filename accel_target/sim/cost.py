@@ -242,10 +242,28 @@ def _arrays(
         moved = np.zeros(len(m), np.int64)
         for name, number, write in amount:
             number = np.where(mine, number, 0)
+            bound = np.maximum(bound, _through(arch, c, col, name, number, unit.cluster))
             bound = np.maximum(bound, _buffers(arch, c, col, name, number, write))
             moved += 0 if write else number
         _count(c, col.rows, "spad_bytes", 2 * moved)
         c.busy[col.rows[mine]] = bound[mine]
+
+
+def _through(
+    arch: Architecture, c: Costs, col: _Columns, name: str, amount: np.ndarray, cluster: int
+) -> np.ndarray:
+    """Count bytes of operands that come from another cluster's buffer; cycles on the link."""
+    home = (col[f"{name}.memory"] - 1) // 3
+    cycles = np.zeros(len(home), np.int64)
+    names = [k.name for k in arch.clusters]
+    for link in arch.links:
+        if names.index(link.destination) != cluster:
+            continue
+        mine = (home == names.index(link.source)) & (amount > 0)
+        _count(c, col.rows[mine], "link_sent", amount[mine])
+        _count(c, col.rows[mine], "link_received", amount[mine])
+        cycles[mine] = _ceil(amount[mine], link.width)
+    return cycles
 
 
 def _ceil2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
