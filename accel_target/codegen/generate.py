@@ -14,8 +14,10 @@ from ttsnn.accel_target.codegen.hazards import BLOCK, assign_tokens
 from ttsnn.accel_target.codegen.importer import import_graph
 from ttsnn.accel_target.codegen.lower import _UNITS, Lowering
 from ttsnn.accel_target.codegen.options import Options
-from ttsnn.accel_target.isa import NONE, Level, Op, UnitKind, memory_id
+from ttsnn.accel_target.codegen.tiling import Space
+from ttsnn.accel_target.isa import NONE, Level, Op, UnitKind
 from ttsnn.accel_target.program import Program
+from ttsnn.errors import TargetError
 
 __all__ = ["compile_program", "generate"]
 
@@ -56,16 +58,13 @@ def generate(graph: Graph, arch: Architecture, options: Options) -> Program:
     return assign_tokens(program, b.bits)
 
 
-def _emit_small(n: Small, b: Builder, lowering: Lowering, down: bool) -> None:
+def _emit_small(node: Small, b: Builder, lowering: Lowering, down: bool) -> None:
     """Load, one instruction, store."""
-    tag = b.tag(n.tag)
-    cluster = b.arch.clusters[0]
-    room = cluster.weight_buffer // BLOCK * BLOCK
-    memory = memory_id(0, Level.WEIGHT)
-    used = 0
+    tag = b.tag(node.tag)
+    space = Space(b.arch, down)
+    others = tuple(range(1, len(b.arch.clusters)))
 
     def tile(boxes: tuple[Box, ...]) -> tuple[int, list[tuple[Box, int, tuple]]]:
-        nonlocal used
         rows = [box.rows or (0, box.tensor.shape[1]) for box in boxes]
         t = boxes[0].tensor
         frames = boxes[0].frames or (0, t.shape[0], 1)
@@ -73,8 +72,13 @@ def _emit_small(n: Small, b: Builder, lowering: Lowering, down: bool) -> None:
         fmt = t.format
         n = -(-size[0] * size[2] * size[3] * b.bits[fmt] // 8) * size[1]
         n = -(-n // BLOCK) * BLOCK
-        address = room - used - n if down else used
-        used += n
+        place = space.take(0, Level.WEIGHT, n, others)
+        if place is None:
+            raise TargetError(
+                f"layer {node.tag.layer!r} does not fit the accelerator {b.arch.name!r}: {n} bytes of "
+                f"{t.name!r} find no room in weight_buffer; use an architecture with larger buffers"
+            )
+        memory, address = place
 
         def box_of(first: int, count: int) -> int:
             return b.tile(
@@ -91,23 +95,23 @@ def _emit_small(n: Small, b: Builder, lowering: Lowering, down: bool) -> None:
         return box_of(0, size[1]), moves
 
     operands = []
-    for boxes in n.srcs:
+    for boxes in node.srcs:
         whole, moves = tile(boxes)
         for _, far, near in moves:
             b.emit(Op.LOAD, UnitKind.LOAD, tag, dst=near, src0=far)
         operands.append(whole)
     operands += [NONE] * (3 - len(operands))
-    whole, moves = tile((n.dst,))
+    whole, moves = tile((node.dst,))
     b.emit(
-        n.op,
-        _UNITS[n.unit],
+        node.op,
+        _UNITS[node.unit],
         tag,
         dst=whole,
         src0=operands[0],
         src1=operands[1],
         src2=operands[2],
-        attr=b.scalars(n.scalars) if n.scalars else 0,
-        flags=n.flags,
+        attr=b.scalars(node.scalars) if node.scalars else 0,
+        flags=node.flags,
     )
     for _, far, near in moves:
         b.emit(Op.STORE, UnitKind.STORE, tag, dst=far, src0=near)

@@ -14,7 +14,7 @@ from ttsnn.accel_target.isa import Level, Op, memory_id
 from ttsnn.accel_target.program import format_bits
 from ttsnn.errors import TargetError
 
-__all__ = ["Place", "Plan", "plan_nest"]
+__all__ = ["Place", "Plan", "Space", "plan_nest"]
 
 _MIN_BLOCK = 8  # channels
 
@@ -74,7 +74,7 @@ def _bytes(size: tuple[int, int, int, int], bits: int) -> int:
     return -(-row * size[1] // BLOCK) * BLOCK
 
 
-class _Space:
+class Space:
     """Free bytes of the buffers, from the bottom or from the top."""
 
     def __init__(self, arch: Architecture, down: bool) -> None:
@@ -125,7 +125,8 @@ class _Planner:
         self.nest, self.arch, self.down = nest, arch, down
         self.bits = format_bits(arch)
         self.values, self.params, self.uses = nest.values(), nest.params(), uses(nest)
-        self.weights = sorted(self.uses, key=lambda p: -self.param_bytes(p))
+        # a sum that does not stay is moved twice as often as a weight
+        self.weights = sorted(self.uses, key=lambda p: (p.sums, -self.param_bytes(p)))
         self.fixed = [
             _Want(
                 p,
@@ -216,7 +217,7 @@ class _Planner:
                 return None
         wants = [w for found, _ in parts for w in found]
         plan = Plan(frames, strip, block, flow, spare)
-        space = _Space(self.arch, self.down)
+        space = Space(self.arch, self.down)
         for w in sorted(wants, key=lambda w: (len(w.reach), -w.bytes)):
             places = [space.take(w.cluster, w.prefer, w.bytes, w.reach) for _ in range(w.copies)]
             found = [p for p in places if p is not None]
