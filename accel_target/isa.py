@@ -190,21 +190,21 @@ DESCRIPTOR = np.dtype(
         ("format", _U1),
         ("step", _U2),
         ("address", _U4),
-        ("frames", _U4),
-        ("rows", _U4),
-        ("width", _U4),
+        ("frames", _U2),
+        ("rows", _U2),
+        ("width", _U2),
         ("channels", _U4),
-        ("f0", _U4),
-        ("f", _U4),
-        ("h0", _U4),
-        ("h", _U4),
-        ("w0", _U4),
-        ("w", _U4),
+        ("f0", _U2),
+        ("f", _U2),
+        ("h0", _U2),
+        ("h", _U2),
+        ("w0", _U2),
+        ("w", _U2),
         ("c0", _U4),
         ("c", _U4),
     ]
 )
-"""56 bytes: a box of a tensor [frames, height, width, channels]. In DRAM ``address`` is the number
+"""38 bytes: a box of a tensor [frames, height, width, channels]. In DRAM ``address`` is the number
 of the tensor, ``frames`` … ``channels`` its sizes, and frames are ``f0 + i · step``. In a buffer
 ``address`` is the first byte of an allocation of those sizes; row r of the tensor lies in slot
 ``r mod rows``."""
@@ -227,5 +227,5 @@ taps (dy, dx) in rows ``tap0`` … ``tap0 + taps`` of the tap table; zero outsid
 TAP = np.dtype([("dy", _I2), ("dx", _I2)])
 SCALARS = np.dtype(("<f8", (8,)))
 
-for _record, _size in ((INSTRUCTION, 32), (DESCRIPTOR, 56), (GEOMETRY, 32)):
+for _record, _size in ((INSTRUCTION, 32), (DESCRIPTOR, 38), (GEOMETRY, 32)):
     assert _record.itemsize == _size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import tvm
 
@@ -35,20 +36,32 @@ def choose_variants(
     variants = options.variants()
     if len(variants) == 1:
         return variants[0]
-    best: dict[str, tuple[float, Variant]] = {}
-    for variant in variants:
-        for layer, cost in _traffic(import_graph(mod, options, variant), arch, options).items():
-            if layer not in best or cost < best[layer][0]:
-                best[layer] = cost, variant
-    return {layer: variant for layer, (_, variant) in best.items()}
+    tried = [(v, _traffic(import_graph(mod, options, v), arch, options)) for v in variants]
+    layers = {layer for _, costs in tried for layer, _ in costs}
+    return {layer: _best(layer, tried) for layer in layers}
 
 
-def _traffic(graph: Graph, arch: Architecture, options: Options) -> dict[str, float]:
+_Costs = dict[tuple[str, bool], float]
+"""(layer, whether it is the backward) → bytes."""
+
+
+def _best(layer: str, tried: list[tuple[Variant, _Costs]]) -> Variant:
+    """The cheapest forward with the cheapest backward, where both are of fused chains."""
+    found: list[tuple[float, Variant]] = []
+    for forward, costs in tried:
+        for backward, others in tried:
+            if forward.fused == backward.fused and forward.recompute == backward.recompute:
+                cost = costs.get((layer, False), 0.0) + others.get((layer, True), 0.0)
+                found.append((cost, replace(backward, again=forward.again)))
+    return min(found, key=lambda f: f[0])[1]
+
+
+def _traffic(graph: Graph, arch: Architecture, options: Options) -> _Costs:
     """Bytes that each tensor-train layer moves; infinite where it does not fit."""
     groups = partition(graph)
     lowering = Lowering(graph, groups, Builder(arch), options)
     makers: dict[Tensor, str] = {}
-    out: dict[str, float] = {}
+    out: _Costs = {}
     for k, g in enumerate(groups):
         layer = _layer(g, makers)
         if layer is None:
@@ -60,7 +73,8 @@ def _traffic(graph: Graph, arch: Architecture, options: Options) -> dict[str, fl
             cost = plan_nest(lowering.nest(k, g), arch, False).traffic
         except TargetError:
             cost = float("inf")
-        out[layer] = out.get(layer, 0.0) + cost
+        key = layer, g.nodes[0].tag.phase == "backward"
+        out[key] = out.get(key, 0.0) + cost
     return out
 
 

@@ -115,6 +115,7 @@ class TTImport:
     layer: str
     window: tuple[int, int] | None = None
     parts: dict[Tensor, list[tuple[int, int]]]
+    convs: dict[Tensor, tuple]
 
     def variant(self) -> Variant:
         raise NotImplementedError
@@ -158,16 +159,22 @@ class TTImport:
                 )
             part = x.part(start, steps)
             self.window = start, steps
+            self.chain += 1
             inner = self._forward(part, links, weights, y.part(start, steps))
             self._saved[key, start] = inner
         assert y is not None
         self.parts[y.tensor] = [(start, steps) for start, steps, _ in self._parts(x, attrs)]
+        self.convs[y.tensor] = self.layer, x, cores, attrs, key
         return y
 
     def _next_core(self, another: bool) -> None:
         """Without fusion every core is a chain of its own."""
         if another and not self.variant().fused:
             self.chain += 1
+
+    @property
+    def _again(self) -> dict:
+        return self.__dict__.setdefault("_kept_again", {})
 
     @property
     def _saved(self) -> dict:
@@ -178,8 +185,6 @@ class TTImport:
     ) -> list[Image]:
         """Emit the links; to y, or without the last where there is none. Returns inputs of each."""
         inputs = [x]
-        if y is not None:
-            self.chain += 1
         for k, (link, weight) in enumerate(zip(links, weights)):
             if k == len(links) - 1 and y is None:
                 break
@@ -202,6 +207,36 @@ class TTImport:
             inputs.append(out)
         return inputs[: len(links)]
 
+    def output_again(self, y: Image, dy: Image | None) -> Image:
+        """The result of ``tt.conv2d``, computed again where its variant says so.
+
+        Args:
+            y: the result.
+            dy: its gradient, which is about to be computed from it; None in the forward.
+        """
+        if y.tensor not in self.convs:
+            return y
+        outer = self.layer
+        self.layer, x, cores, attrs, key = self.convs[y.tensor]
+        v = self.variant()
+        if v.again if dy is None else v.output:
+            self.chain += 1
+            self.graph.gradients[self.chain] = dy or y
+            self.graph.whole.add(self.chain)
+            again = self.image(f"{self.layer}.again", y, y.shape, y.tensor.format)
+            for start, steps, kind in self._parts(x, attrs):
+                links = self._chain(attrs, cores, x, kind)
+                weights = [self._weights(link, cores) for link in links]
+                self.window = start, steps
+                inputs = self._forward(
+                    x.part(start, steps), links, weights, again.part(start, steps)
+                )
+                if dy is not None:
+                    self._again[key, start] = inputs
+            y = again
+        self.layer = outer
+        return y
+
     def tt_backward(
         self, x: Image, cores: list[Tensor], dy: Image, attrs: TTConvAttrs, key: relax.Expr
     ) -> tuple:
@@ -213,15 +248,17 @@ class TTImport:
             links = self._chain(attrs, cores, x, kind)
             weights = [self._weights(link, cores) for link in links]
             self.window = start, steps
-            if not self.variant().whole or not start:
+            inputs = self._again.get((key, start))
+            if inputs is None and (not self.variant().whole or not start):
                 self.chain += 1
             self.graph.gradients.setdefault(
                 self.chain, dy if self.variant().whole else dy.part(start, steps)
             )
             if self.variant().whole:
                 self.graph.whole.add(self.chain)
-            inputs = self._saved[key, start]
-            if self.variant().recompute:
+            if inputs is None:
+                inputs = self._saved[key, start]
+            if self.variant().recompute and (key, start) not in self._again:
                 inputs = self._forward(x.part(start, steps), links, weights, None)
             d = dy.part(start, steps)
             for k in range(len(links) - 1, -1, -1):

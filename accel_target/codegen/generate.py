@@ -75,7 +75,7 @@ def _emit_small(node: Small, b: Builder, lowering: Lowering, down: bool) -> None
         place = space.take(0, Level.WEIGHT, n, others)
         if place is None:
             raise TargetError(
-                f"layer {node.tag.layer!r} does not fit the accelerator {b.arch.name!r}: {n} bytes of "
+                f"layer {node.tag.layer!r} does not fit {b.arch.name!r}: {n} bytes of "
                 f"{t.name!r} find no room in weight_buffer; use an architecture with larger buffers"
             )
         memory, address = place

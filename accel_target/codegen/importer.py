@@ -97,6 +97,7 @@ class _Importer(TTImport):
         self.layer, self.phase, self.chain = "input", "forward", 0
         self.layer_of: dict[Any, str] = {}
         self.slopes: dict[relax.Expr, tuple[Image, Image]] = {}
+        self.convs: dict[Tensor, tuple] = {}
         self.parts: dict[Tensor, list[tuple[int, int]]] = {}
         self.names: set[str] = set()
         self.new_weights: set[int] = set()
@@ -453,6 +454,7 @@ class _Importer(TTImport):
             new.append(t)
         y = self.image(f"{self.layer}.y", x, x.shape, Format.ACTIVATION)
         rows = (Rows(stat, 0, 2, 0), Rows(gamma, 0, 1, 2), Rows(beta, 0, 1, 3))
+        x = self.output_again(x, None)
         self.emit(Map(self.tag("bn"), Op.BN_APPLY, [x], [y], rows=rows, width=4))
         self.layer_of[y.tensor] = self.layer
         return y, *new, stat, stat
@@ -478,6 +480,7 @@ class _Importer(TTImport):
             grads.append(t)
         dx = self.image(f"{self.layer}.dx", x, x.shape, Format.GRADIENT)
         rows = (Rows(stat, 0, 2, 0), Rows(gamma, 0, 1, 2), Rows(sums, 0, 2, 3))
+        x = self.output_again(x, dx)
         self.emit(Map(self.tag("bn"), Op.BN_GRAD, [dy, x], [dx], rows=rows, width=5, scalars=(n,)))
         return dx, *grads
 

@@ -37,7 +37,7 @@ _UNITS = {
 }
 
 
-TASTES = (0.0, 10.0)
+TASTES = (1.0,)
 """What :func:`~ttsnn.accel_target.codegen.clusters.spread` is tried with."""
 
 

@@ -19,6 +19,9 @@ class Variant:
     Attributes:
         fused: all cores in one nest; else each in its own.
         recompute: the backward computes the chain's intermediates again.
+        output: and its result too.
+        again: the forward computes the result twice, for the statistics of its batch norm and for
+            what follows, rather than read it back.
         whole: the nest of the backward has all timesteps at once and takes in the neuron's
             gradient.
     """
@@ -26,6 +29,8 @@ class Variant:
     fused: bool
     recompute: bool
     whole: bool
+    again: bool = False
+    output: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,12 @@ class Options:
         split = Variant(False, False, False)
         if not self.fusion:
             return [split]
-        again = [True, False] if self.recompute else [False]
         whole = [True, False] if self.neurons else [False]
-        return [*(Variant(True, r, w) for w in whole for r in again), split]
+        chains = [Variant(True, self.recompute, w) for w in whole]
+        twice = [Variant(True, True, True, True, True)] if self.recompute and self.neurons else []
+        if self.recompute and self.neurons:
+            chains.append(Variant(True, False, True))
+        return [*twice, *chains, split]
 
     def to_json(self) -> dict[str, bool]:
         """Plain dict."""
