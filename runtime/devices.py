@@ -43,7 +43,7 @@ class Place:
             DeviceError: the device's memory is full.
         """
         with self.errors():
-            return tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
+            return tvm.runtime.tensor(np.asarray(array, order="C"), self.device)
 
     def synchronize(self) -> None:
         """Wait until the device has done everything."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ import tvm_ffi
 
 from ttsnn.errors import DataError
 from ttsnn.passes.training import Manifest, Slot
+from ttsnn.runtime.devices import Place, place_of
 from ttsnn.runtime.tensors import aligned_copy, kind_of
 from ttsnn.runtime.threads import apply_threads, prepare
 from ttsnn.targets import get_target
 
-__all__ = ["TrainingCode", "UnscheduledWarning", "build_training", "share"]
+__all__ = ["TrainingCode", "UnscheduledWarning", "build_training", "share", "to_numpy", "to_torch"]
 
 Values = Callable[[Slot], Any]
 
@@ -39,6 +41,7 @@ class TrainingCode:
         fallbacks: names of kernels without a schedule.
         compile_s: seconds that compiling took.
         planned_bytes: function → bytes of the buffers between its kernels.
+        target: name and what else :func:`ttsnn.runtime.devices.place_of` wants.
     """
 
     manifest: Manifest
@@ -46,34 +49,66 @@ class TrainingCode:
     fallbacks: tuple[str, ...]
     compile_s: float
     planned_bytes: dict[str, int]
+    target: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         prepare()
         self._local = threading.local()
 
+    @functools.cached_property
+    def place(self) -> Place:
+        """Where the code runs.
+
+        Raises:
+            DeviceError: it needs a GPU, and there is none that fits.
+        """
+        return place_of(self.target, "training code")
+
     def call(
-        self, name: str, values: Values, threads: int | None = None
+        self,
+        name: str,
+        values: Values,
+        threads: int | None = None,
+        *,
+        keep: Collection[str] = (),
+        kind: str = "numpy",
     ) -> dict[tuple[str, str], Any]:
         """Run a function.
 
         Args:
             name: ``main``, ``forward`` or ``backward``.
-            values: gives the TVM tensor for each argument's slot.
+            values: gives the TVM tensor for each argument's slot; a GPU's code copies those of
+                the CPU to it.
             threads: CPU threads of this call.
+            keep: roles of results that stay on the GPU; others are copied to the CPU.
+            kind: ``"torch_cuda"`` where the caller has PyTorch's CUDA tensors: the call goes to
+                PyTorch's current stream, and all results stay on the GPU.
 
         Returns:
             (role, name) → TVM tensor, in the order of the results.
+
+        Raises:
+            DeviceError: a GPU fails, or its memory is full.
         """
         signature = self.manifest.functions[name]
+        place = self.place
         arguments = [values(slot) for slot in signature.arguments]
+        if not place.host:
+            arguments = [a if _on_gpu(a) else place.upload(a.numpy()) for a in arguments]
         apply_threads(threads)
-        results = self._machine()[name](*arguments)
-        return {(s.role, s.name): r for s, r in zip(signature.results, results, strict=True)}
+        with place.errors(), place.stream(kind):
+            results = self._machine()[name](*arguments)
+            named = {(s.role, s.name): r for s, r in zip(signature.results, results, strict=True)}
+            if place.host or kind == "torch_cuda":
+                return named
+            return {
+                k: r if k[0] in keep else tvm.runtime.tensor(r.numpy()) for k, r in named.items()
+            }
 
     def _machine(self) -> Any:
         machine = getattr(self._local, "machine", None)
         if machine is None:
-            machine = tvm.runtime.vm.VirtualMachine(self.executable, tvm.cpu())
+            machine = self.place.machine(self.executable)
             self._local.machine = machine
         return machine
 
@@ -102,7 +137,8 @@ def build_training(mod: tvm.IRModule, target: str = "cpu") -> TrainingCode:
         )
     seconds = time.perf_counter() - start
     planned = chosen.planned_bytes(lowered)
-    return TrainingCode(manifest, executable, fallbacks, seconds, planned)
+    entry = {"name": chosen.name, **chosen.manifest_entry()}
+    return TrainingCode(manifest, executable, fallbacks, seconds, planned, entry)
 
 
 def share(value: Any, slot: Slot) -> Any:
@@ -117,7 +153,7 @@ def share(value: Any, slot: Slot) -> Any:
     """
     if isinstance(value, (int, float)):
         return tvm.runtime.tensor(np.asarray(value, slot.dtype))
-    is_torch = kind_of(value) == "torch"
+    is_torch = kind_of(value) != "numpy"
     if not is_torch and not isinstance(value, np.ndarray):
         return value
     dtype = str(value.dtype).removeprefix("torch.")
@@ -127,8 +163,6 @@ def share(value: Any, slot: Slot) -> Any:
             f"{list(value.shape)}"
         )
     if is_torch:
-        if value.device.type != "cpu":
-            raise DataError(f"{slot.role} {slot.name} is on {value.device}; use CPU tensors")
         return tvm_ffi.from_dlpack(value.detach().contiguous())
     if not (value.flags.c_contiguous and value.flags.writeable):
         value = aligned_copy(value, 64)
@@ -136,10 +170,17 @@ def share(value: Any, slot: Slot) -> Any:
 
 
 def to_torch(tensor: Any) -> Any:
-    """A TVM tensor as a PyTorch tensor over the same memory."""
-    return sys.modules["torch"].from_dlpack(tensor)
+    """A TVM tensor as a PyTorch tensor over the same memory; that of an emulated GPU as a copy."""
+    torch = sys.modules["torch"]
+    if _on_gpu(tensor) and not torch.cuda.is_available():
+        return torch.from_numpy(tensor.numpy())
+    return torch.from_dlpack(tensor)
 
 
-def to_numpy(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """TVM tensors as NumPy arrays over the same memory."""
-    return {k: np.from_dlpack(v) for k, v in values.items()}
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A TVM tensor as a NumPy array: over the same memory, or a copy of what is on a GPU."""
+    return tensor.numpy() if _on_gpu(tensor) else np.from_dlpack(tensor)
+
+
+def _on_gpu(tensor: Any) -> bool:
+    return tensor.device.type == "cuda"

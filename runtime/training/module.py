@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ttsnn.errors import DataError, ModelImportError
 from ttsnn.passes.training import Slot, build_autograd
+from ttsnn.runtime.tensors import kind_of
 from ttsnn.runtime.training.code import TrainingCode, build_training, share, to_torch
 from ttsnn.runtime.training.inference import InferenceBuild
 from ttsnn.runtime.training.network import Network, arrays_of, frozen_norms, trained_names
@@ -92,12 +93,17 @@ class TrainableModule(nn.Module):
     def _check(self, x: Any) -> None:
         if not isinstance(x, Tensor):
             raise DataError(f"the input must be a PyTorch tensor, got {type(x).__name__}")
-        if x.device.type != "cpu":
+        gpu = str(self.target).partition(":")[0] == "cuda"
+        if x.device.type != "cpu" and not gpu:
             raise DataError(f"the input is on {x.device}; this network runs on the CPU: x.cpu()")
         for name, p in self.named_parameters():
-            if p.device.type != "cpu":
+            if p.device.type != "cpu" and not gpu:
                 raise DataError(
                     f"parameter {name} is on {p.device}; this network runs on the CPU: net.cpu()"
+                )
+            if p.device != x.device:
+                raise DataError(
+                    f"the input is on {x.device}, parameter {name} on {p.device}: move one of them"
                 )
             if p.is_floating_point() and x.dtype != p.dtype:
                 raise DataError(
@@ -145,7 +151,7 @@ class TrainableModule(nn.Module):
         def value(slot: Slot) -> Any:
             return share(x if slot.role == "input" else state[slot.name], slot)
 
-        results = code.call("forward", value, self.threads)
+        results = code.call("forward", value, self.threads, keep=("saved",), kind=kind_of(x))
         with torch.no_grad():
             for (role, name), new in results.items():
                 if role == "buffer":
@@ -235,7 +241,7 @@ class _Call(torch.autograd.Function):
                 return share(x, slot)
             return share(named[slot.name] if slot.role == "param" else ctx.buffers[slot.name], slot)
 
-        results = ctx.code.call("backward", value, ctx.threads)
+        results = ctx.code.call("backward", value, ctx.threads, kind=kind_of(x))
         inputs = [to_torch(v) for (role, _), v in results.items() if role == "grad_input"]
         out = {name: to_torch(v) for (role, name), v in results.items() if role == "grad"}
         return (None, None, None, inputs[0] if inputs else None, *(out[n] for n in ctx.names))

@@ -21,7 +21,7 @@ from ttsnn.passes.training import (
     build_update,
 )
 from ttsnn.program import params_of
-from ttsnn.runtime.training.code import TrainingCode, build_training, share, to_torch
+from ttsnn.runtime.training.code import TrainingCode, build_training, share, to_numpy, to_torch
 from ttsnn.runtime.training.exchange import Exchange
 
 __all__ = ["StepResult", "TrainState", "TrainStep"]
@@ -44,8 +44,8 @@ class TrainState:
     counts: dict[str, int]
 
     def arrays(self, *roles: str) -> dict[str, np.ndarray]:
-        """Values of some roles by name, over the same memory."""
-        return {n: np.from_dlpack(v) for (role, n), v in self.values.items() if role in roles}
+        """Values of some roles by name: over the same memory, or copies of a GPU's."""
+        return {n: to_numpy(v) for (role, n), v in self.values.items() if role in roles}
 
     def not_finite(self, *roles: str) -> str | None:
         """Name of a value of these roles that holds NaN or infinity; None without."""
@@ -169,8 +169,9 @@ class TrainStep:
             optimizer: state of the optimizer; zeros by default.
         """
         given = {**self._initial, **(model or {}), **(optimizer or {})}
+        upload = self._main.place.upload
         values = {
-            (role, name): tvm.runtime.tensor(np.array(given[name], dtype=slot.dtype, order="C"))
+            (role, name): upload(np.array(given[name], dtype=slot.dtype, order="C"))
             for (role, name), slot in self.slots.items()
         }
         counts = {
@@ -223,4 +224,4 @@ class TrainStep:
                 return share((grads or {})[slot.role, slot.name], slot)
             return state.values[slot.role, slot.name]
 
-        return code.call("main", value, self.threads)
+        return code.call("main", value, self.threads, keep=_KEPT)
