@@ -28,6 +28,7 @@ __all__ = [
     "Architecture",
     "Cluster",
     "Dram",
+    "Fraction",
     "Link",
     "Scratchpad",
     "Unit",
@@ -44,11 +45,25 @@ _Bad = Callable[[str, str, str], TargetError]
 
 
 @dataclass(frozen=True)
+class Fraction:
+    """How many of a number's bits stand behind the binary point, for ``number_format = "fixed"``.
+
+    A width of 8 with a fraction of 4 has steps of 1/16 from −8 to 7.9375.
+    """
+
+    weight: Annotated[int, Range(-64, 64)] = 6
+    activation: Annotated[int, Range(-64, 64)] = 4
+    gradient: Annotated[int, Range(-64, 64)] = 12
+    accumulator: Annotated[int, Range(-64, 64)] = 10
+
+
+@dataclass(frozen=True)
 class Words:
     """Width of each kind of number, in bits.
 
     With ``number_format`` ``float`` results are computed in floating point and the widths say only
-    what is stored, moved and paid for; with ``fixed`` they are two's complement of these widths.
+    what is stored, moved and paid for; with ``fixed`` all that is written to a buffer is rounded to
+    two's complement of its width and fraction (:mod:`ttsnn.accel_target.fixed`).
     """
 
     weight: Bits
@@ -58,6 +73,7 @@ class Words:
     membrane: Bits
     spike: Bits = 1
     number_format: Literal["float", "fixed"] = "float"
+    fraction: Fraction = Fraction()
 
     def check(self, bad: _Bad) -> None:
         """What the fields must be to each other."""
@@ -219,6 +235,10 @@ class Architecture:
             if (link.source, link.destination) == (source, destination):
                 return link
         return None
+
+    def with_number_format(self, number_format: Literal["float", "fixed"]) -> Architecture:
+        """The same machine, computing in another format."""
+        return replace(self, words=replace(self.words, number_format=number_format))
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, with the keys of the TOML file."""

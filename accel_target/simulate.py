@@ -8,6 +8,7 @@ import numpy as np
 
 from ttsnn.accel_target.arch import Architecture
 from ttsnn.accel_target.events import EVENTS, SimulationResult, event_index
+from ttsnn.accel_target.fixed import fixed_point
 from ttsnn.accel_target.program import Program
 from ttsnn.accel_target.sim.check import check_program
 from ttsnn.accel_target.sim.cost import Costs, costs
@@ -33,7 +34,7 @@ def simulate(
         values: inputs and parameters by name; without them only time and events are simulated.
         firing_rate: share of spikes that are 1, where there are no values; other operands are
             then taken not to be zero.
-        dtype: of the values.
+        dtype: of the values, where the architecture computes in floating point.
 
     Raises:
         TargetError: the program is not for this architecture, is impossible, reads what was
@@ -43,7 +44,14 @@ def simulate(
     run: Execution | None = None
     outputs: dict[str, np.ndarray] = {}
     if values is not None:
-        outputs, run = execute(program, arch, values, dtype=dtype)
+        rounding = fixed_point(arch)
+        outputs, run = execute(
+            program,
+            arch,
+            values,
+            dtype=dtype if rounding is None else "float64",  # where its sums are exact
+            rounding=rounding,
+        )
     c = costs(program, arch)
     pairs = np.divide(c.macs, c.depth, out=np.zeros(len(program)), where=c.depth > 0)
     if run is not None:

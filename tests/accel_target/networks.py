@@ -12,7 +12,7 @@ from ttsnn.ops import lif, tt_conv2d
 from ttsnn.passes.training import SGD, CrossEntropy, build_train_step
 from ttsnn.program import make_program, num_inputs, params_of
 
-__all__ = ["network", "reference", "train_step", "values_of"]
+__all__ = ["convolution", "network", "reference", "train_step", "values_of"]
 
 
 class _Net:
@@ -131,6 +131,36 @@ def network(
         "state": [],
         "buffers": [n for n in net.params if "running" in n],
     }
+    return mod.with_attr("ttsnn.meta", json.dumps(meta))
+
+
+def convolution(
+    shape: tuple[int, ...],
+    weight: tuple[int, ...],
+    *,
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    spiking: bool = False,
+) -> tvm.IRModule:
+    """One convolution of ``x`` [T, N, C, H, W] with ``w``, behind a neuron or not."""
+    x = relax.Var("x", relax.TensorType(shape, "float64"))
+    w = relax.Var("w", relax.TensorType(weight, "float64"))
+    t, n, *rest = shape
+    pads = [padding] * 4 if isinstance(padding, int) else [*padding, *padding]
+    bb = relax.BlockBuilder()
+    with bb.function("main", [x, w]):
+        with bb.dataflow():
+            y: relax.Expr = x
+            if spiking:
+                v0 = bb.emit(relax.op.zeros([n, *rest], "float64"))
+                y = bb.emit(relax.TupleGetItem(bb.emit(lif(x, v0)), 0))
+            y = bb.emit(relax.op.reshape(y, [t * n, *rest]))
+            y = relax.op.nn.conv2d(y, w, strides=[stride] * 2, padding=pads)
+            out = bb.emit_output(y)
+        bb.emit_func_output(out)
+    func = bb.finalize()["main"].with_attr("num_input", 1)
+    mod = make_program(func, {"w": np.ones(weight)})
+    meta = {"T": t, "inputs": [], "outputs": [], "state": [], "buffers": []}
     return mod.with_attr("ttsnn.meta", json.dumps(meta))
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
 import pytest
 import tvm
-from tvm import relax
 
 from ttsnn.accel_target.arch import Architecture, load_architecture
 from ttsnn.accel_target.codegen.generate import compile_program
@@ -19,8 +17,6 @@ from ttsnn.accel_target.events import SimulationResult, event_index
 from ttsnn.accel_target.isa import Op
 from ttsnn.accel_target.report import least_cycles
 from ttsnn.accel_target.simulate import simulate
-from ttsnn.ops import lif
-from ttsnn.program import make_program
 
 PRODUCTS = ("mac8", "mac16", "acc", "gated")
 T, N, SIZE, CHANNELS, RANK = 3, 2, (7, 6), (10, 14), 5
@@ -97,35 +93,6 @@ def test_every_product_is_computed_once(
     assert sum(found.values()) == result.macs == whole
 
 
-def layer(
-    shape: tuple[int, ...],
-    weight: tuple[int, ...],
-    *,
-    stride: int = 1,
-    spiking: bool = False,
-    padding: tuple[int, int] = (0, 0),
-) -> tvm.IRModule:
-    """One convolution of [T, N, C, H, W], behind a neuron or not."""
-    x = relax.Var("x", relax.TensorType(shape, "float64"))
-    w = relax.Var("w", relax.TensorType(weight, "float64"))
-    t, n, *rest = shape
-    bb = relax.BlockBuilder()
-    with bb.function("main", [x, w]):
-        with bb.dataflow():
-            y: relax.Expr = x
-            if spiking:
-                v0 = bb.emit(relax.op.zeros([n, *rest], "float64"))
-                y = bb.emit(relax.TupleGetItem(bb.emit(lif(x, v0)), 0))
-            y = bb.emit(relax.op.reshape(y, [t * n, *rest]))
-            pads = [*padding, *padding]
-            out = bb.emit_output(relax.op.nn.conv2d(y, w, strides=[stride, stride], padding=pads))
-        bb.emit_func_output(out)
-    func = bb.finalize()["main"].with_attr("num_input", 1)
-    mod = make_program(func, {"w": np.ones(weight)})
-    meta = {"T": t, "inputs": [], "outputs": [], "state": [], "buffers": []}
-    return mod.with_attr("ttsnn.meta", json.dumps(meta))
-
-
 @pytest.mark.parametrize("dataflow", ["os", "ws"])
 @pytest.mark.parametrize(
     ("size", "weight", "padding"),
@@ -136,14 +103,21 @@ def layer(
     ],
 )
 def test_array_cycles_are_the_closed_form(
-    closed_forms: ModuleType, dataflow: str, size: tuple, weight: tuple, padding: tuple
+    closed_forms: ModuleType,
+    networks: ModuleType,
+    dataflow: str,
+    size: tuple,
+    weight: tuple,
+    padding: tuple,
 ) -> None:
     """Of every tile; together they are the layer, and no faster than it is in one piece."""
     sata = load_architecture("sata")
     arch = dataclasses.replace(
         sata, clusters=(dataclasses.replace(sata.clusters[0], dataflow=dataflow),)
     )
-    program = compile_program(layer((1, 1, weight[1], *size), weight, padding=padding), arch)
+    program = compile_program(
+        networks.convolution((1, 1, weight[1], *size), weight, padding=padding), arch
+    )
     result = simulate(program, arch)
     busy = dict(zip([u.name for u in result.units], result.busy.tolist()))["compute.array"]
     k = weight[1] * weight[2] * weight[3]
@@ -159,14 +133,14 @@ def test_array_cycles_are_the_closed_form(
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
 def test_accumulates_are_those_of_the_spikes(
-    closed_forms: ModuleType, kernel: int, stride: int
+    closed_forms: ModuleType, networks: ModuleType, kernel: int, stride: int
 ) -> None:
     """Executed and gated, from spikes that are known: one step, far from the threshold."""
     rng = np.random.default_rng(0)
     shape, cout = (1, 2, 5, 9, 6), 7
     spikes = (rng.random(shape) < 0.3).astype(float)
     weight = (cout, 5, kernel, kernel)
-    mod = layer(shape, weight, stride=stride, spiking=True, padding=(kernel // 2,) * 2)
+    mod = networks.convolution(shape, weight, stride=stride, padding=kernel // 2, spiking=True)
     sata = load_architecture("sata")
     values = {"x": spikes * 4 - 1, "w": rng.normal(size=weight)}
     result = simulate(compile_program(mod, sata), sata, values=values)

@@ -70,6 +70,13 @@ def test_training_and_the_firing_rate(capfd):
     assert stored["macs"] < data["macs"]
 
 
+def test_fixed_point(capfd):
+    data = _json(capfd, *NET, "--arch", "sata", "--fixed-point")
+    (error,) = data["fixed_point"]["outputs"].values()
+    assert 0 < error["max_error"] < 2 * error["largest"]
+    assert set(data["fixed_point"]["density_change"]) == set(data["density"])
+
+
 def test_for_people(capfd):
     assert main(["simulate", *NET, "--timing-only", "--compare", "sata"]) == 0
     out = capfd.readouterr().out
@@ -86,6 +93,7 @@ def test_for_people(capfd):
         (("--tech", "tsmc5"), "unknown technology 'tsmc5'"),
         (("--firing-rate", "0.2"), "--firing-rate needs --timing-only"),
         (("--timing-only", "--firing-rate", "1.5"), "between 0 and 1, got 1.5"),
+        (("--timing-only", "--fixed-point"), "--fixed-point is about values"),
         (("--without", "magic"), "no idea 'magic' to switch off; use fusion"),
         (("--sweep", "speed=9"), "'speed=9' is no axis"),
         (("--trace", "no/trace.json"), "no such folder"),

@@ -60,6 +60,9 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--without", metavar="IDEA,…", help="switch ideas off: fusion, merge_cross, recompute …"
     )
+    group.add_argument(
+        "--fixed-point", action="store_true", help="compute in the architecture's words"
+    )
     group = parser.add_argument_group("reports")
     group.add_argument("--compare", metavar="ARCH", help="the same network on another one")
     group.add_argument("--sweep", metavar="AXES", help="other sizes of the architecture")
@@ -81,6 +84,11 @@ def run(args: argparse.Namespace) -> int:
     other = load_architecture(args.compare) if args.compare else None
     axes = parse_sweep(args.sweep) if args.sweep else None
     options, gating = options_without(args.without)
+    if args.fixed_point:
+        if args.timing_only:
+            raise DataError("--fixed-point is about values; leave --timing-only out")
+        arch = arch.with_number_format("fixed")
+        other = other and other.with_number_format("fixed")
     if args.firing_rate is not None and not args.timing_only:
         raise DataError("--firing-rate needs --timing-only: otherwise the data's spikes count")
     if args.trace:
@@ -112,6 +120,9 @@ def run(args: argparse.Namespace) -> int:
             "options": options.to_json() | {"gating": gating},
             **first.report(tech, gating=gating),
         }
+        if arch.words.number_format == "fixed" and not args.timing_only:
+            exact = workload.run(arch.with_number_format("float"), options)
+            data["fixed_point"] = _errors(first, exact)
         if other is not None:
             data["compare"] = workload.run(other, options).report(tech, gating=gating)
         if axes is not None:
@@ -126,6 +137,17 @@ def run(args: argparse.Namespace) -> int:
         data["plots"] = _write_plots(args, data)
     _common.emit(args, data, lambda console: _show(console, data))
     return 0
+
+
+def _errors(fixed: Run, exact: Run) -> dict[str, Any]:
+    """What fixed-point numbers change, against the same program in floating point."""
+    outputs = {}
+    for name, value in exact.result.outputs.items():
+        error = float(abs(fixed.result.outputs[name] - value).max())
+        outputs[name] = {"max_error": error, "largest": float(abs(value).max())}
+    layers = exact.result.density
+    change = {k: fixed.result.density[k] - v for k, v in layers.items()}
+    return {"outputs": outputs, "density_change": change}
 
 
 def _check_file(path: str) -> None:
@@ -205,6 +227,12 @@ def _show(console: Console, data: dict[str, Any]) -> None:
     )
     reports = [data, *([data["compare"]] if "compare" in data else [])]
     tables.totals(console, reports)
+    if "fixed_point" in data:
+        for name, error in list(data["fixed_point"]["outputs"].items())[:3]:
+            console.print(
+                f"fixed point: {name} differs by up to {error['max_error']:.3g} of "
+                f"{error['largest']:.3g}"
+            )
     tables.phases(console, data)
     tables.units(console, data)
     tables.layers(console, data)
