@@ -116,7 +116,7 @@ def _input_reads(conv: Conv) -> int:
 
 
 def inference_energy(
-    layers: Iterable[Conv], timesteps: int, sparsity: float = 0.9
+    layers: Iterable[Conv], timesteps: int, sparsity: float = 0.9, *, every_step: bool = False
 ) -> InferenceEnergy:
     """Energy of a forward pass of one sample.
 
@@ -124,7 +124,10 @@ def inference_energy(
         layers: the workload.
         timesteps: T.
         sparsity: share of zeros that every layer's input is taken to have.
+        every_step: charge the traffic of activations for all timesteps, which the published
+            accounting does for one.
     """
+    steps = timesteps if every_step else 1
     cycles = lif = dram = 0
     macs = sram = 0.0
     for conv in layers:
@@ -135,10 +138,11 @@ def inference_energy(
         cycles += (stationary - 1) * (m + 2 * ROWS + COLS - 2) + ROWS - 1  # loading weights
         lif += n * conv.padded_positions * timesteps
         macs += n * conv.padded_positions * k * timesteps * (1 - sparsity)
-        sram += SRAM_INPUT * m * k * ceil(n / COLS) + SRAM_WEIGHT * k * n
-        sram += SRAM_OUTPUT * (m * n + folds * (ROWS + COLS))
+        sram += SRAM_INPUT * m * k * ceil(n / COLS) * steps + SRAM_WEIGHT * k * n
+        sram += SRAM_OUTPUT * (m * n + folds * (ROWS + COLS)) * steps
         reads, writes = conv.shares
-        dram += int(reads * _input_reads(conv)) + conv.extra_reads + k * n + int(writes * m * n)
+        moved = int(reads * _input_reads(conv)) + conv.extra_reads + int(writes * m * n)
+        dram += moved * steps + k * n
     operations = {"mac": macs, "scratchpad": macs, "lif": lif}
     period = 1e-3 / CLOCK_MHZ  # mW · µs = nJ: mJ of a mW over one cycle, times 1e6
     pes = ROWS * COLS

@@ -164,17 +164,17 @@ def attribution(
 
     Yields:
         ``("all", report)``, ``("without fusion", report)``, …; last ``("none", report)``, without
-        any of them.
+        any of them. Where the network does not fit without an idea: ``{"error": message}``.
     """
     everything = Options()
-    run = workload.run(arch, everything)
-    yield "all", run.report(tech)
-    off = {}
+    nothing = replace(everything, **{idea: False for idea in IDEAS if idea != "gating"})
+    runs: dict[str, tuple[Options, bool]] = {"all": (everything, True)}
     for idea in IDEAS:
-        if idea == "gating":
-            yield "without gating", run.report(tech, gating=False)
-        else:
-            off[idea] = False
-            changed = replace(everything, **{idea: False})
-            yield f"without {idea}", workload.run(arch, changed).report(tech)
-    yield "none", workload.run(arch, replace(everything, **off)).report(tech, gating=False)
+        changed = everything if idea == "gating" else replace(everything, **{idea: False})
+        runs[f"without {idea}"] = changed, idea != "gating"
+    runs["none"] = nothing, False
+    for name, (options, gating) in runs.items():
+        try:
+            yield name, workload.run(arch, options).report(tech, gating=gating)
+        except TargetError as error:
+            yield name, {"error": str(error)}

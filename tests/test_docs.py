@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS) if p.is_file()]
 # Where file names in a page may be relative to, beside the root.
-BASES = {"cpu-target.md": "passes/cpu", "frontend.md": "frontend"}
+BASES = {
+    "accelerator.md": "accel_target",
+    "cpu-target.md": "passes/cpu",
+    "frontend.md": "frontend",
+}
 ATTRIBUTES = {"ttsnn.params", "ttsnn.meta"}  # of IRModules
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -84,6 +84,16 @@ def test_variants_edit_the_traffic_alone() -> None:
     assert stt.compute == ptt.compute == htt.compute
 
 
+def test_traffic_of_every_step() -> None:
+    """Activations move T times as much, weights do not, cycles and arithmetic stay."""
+    layers = chain(16, 64, 40, 128)
+    one, all_steps = (inference_energy(layers, 4, every_step=e) for e in (False, True))
+    weights = sum(c.taps * c.cout for c in layers)
+    assert all_steps.dram_elements - weights == 4 * (one.dram_elements - weights)
+    assert (all_steps.cycles, all_steps.compute) == (one.cycles, one.compute)
+    assert all_steps.sram > one.sram
+
+
 def test_every_published_figure_is_reproduced(script: ModuleType) -> None:
     data = script.figures()
     assert script.failures(data) == []

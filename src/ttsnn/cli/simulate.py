@@ -186,6 +186,8 @@ def _swept(
 
 
 def _row(report: dict[str, Any]) -> dict[str, Any]:
+    if "error" in report:
+        return report
     names = ("cycles", "energy_nj", "macs", "dram_bytes", "utilization", "instructions")
     return {name: report[name] for name in names}
 
