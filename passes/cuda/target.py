@@ -138,7 +138,13 @@ class CudaTarget(Target):
 
         Raises:
             PassError: for sizes that vary.
+            TargetError: CUDA graphs were asked for.
         """
+        if self.cuda_graph:
+            raise TargetError(
+                f"target {self.name}: graph=on is for inference: a captured graph keeps reading "
+                "the weights of its first call, and training replaces them; leave it out"
+            )
         functions = [g.name_hint for g, f in mod.functions_items() if isinstance(f, relax.Function)]
         with instruments(dump_ir), self.tvm_target:
             for step in training_passes(self.tvm_target, functions, self.precision):
@@ -175,6 +181,7 @@ class CudaTarget(Target):
             "tirx.UnrollLoop": {"explicit_unroll": False, "auto_max_step": 0},
             # what our kernels bind to names is what is worth naming
             "tirx.disable_cse_tir": True,
+            "relax.backend.use_cuda_graph": self.cuda_graph,
         }
         compiler = self.device_compiler()
         with (
