@@ -110,10 +110,8 @@ class SimulationResult:
 
     def total(self, *names: str, phases: Iterable[str] | None = None) -> float:
         """Sum of events over all units, and over the phases given (None: all)."""
-        rows = slice(None)
-        if phases is not None:
-            wanted = set(phases)
-            rows = [i for i, t in enumerate(self.tags) if t.phase in wanted]
+        wanted = None if phases is None else set(phases)
+        rows = [i for i, t in enumerate(self.tags) if wanted is None or t.phase in wanted]
         return float(sum(self.counts[rows, :, _INDEX[n]].sum() for n in names))
 
     @property

@@ -79,7 +79,7 @@ class DramTensor:
             raise ValueError(f"tensor {data['name']!r}: {host_shape} is not {shape}")
         return cls(
             str(data["name"]),
-            shape,  # type: ignore[arg-type]
+            shape,
             Format(data["format"]),
             str(data["role"]),
             host_shape,

@@ -112,4 +112,8 @@ def place_of(target: Mapping[str, Any], what: str) -> Place:
 
         emulator.enable(order=target.get("order"))
         return _EmulatedGpu(tvm.cuda(0), what)
+    if name == "ttsnn-accel":
+        from ttsnn.accel_target.device import register
+
+        register()
     return Place(tvm.cpu(), what)

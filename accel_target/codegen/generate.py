@@ -64,7 +64,7 @@ def _emit_small(node: Small, b: Builder, lowering: Lowering, down: bool) -> None
     space = Space(b.arch, down)
     others = tuple(range(1, len(b.arch.clusters)))
 
-    def tile(boxes: tuple[Box, ...]) -> tuple[int, list[tuple[Box, int, tuple]]]:
+    def tile(boxes: tuple[Box, ...]) -> tuple[int, list[tuple[Box, int, int]]]:
         rows = [box.rows or (0, box.tensor.shape[1]) for box in boxes]
         t = boxes[0].tensor
         frames = boxes[0].frames or (0, t.shape[0], 1)

@@ -291,7 +291,7 @@ class _Importer(TTImport):
             f"{self.layer!r} is no view on the accelerator"
         )
 
-    _flatten = _squeeze = _expand_dims = _reshape
+    _flatten = _squeeze = _reshape
 
     def _zeros(self, call: relax.Call) -> Any:
         return 0.0
@@ -302,7 +302,7 @@ class _Importer(TTImport):
     _zeros_like = _zeros
     _ones_like = _ones
 
-    def _expand_dims(self, call: relax.Call) -> Value:
+    def _expand_dims(self, call: relax.Call) -> Value | float:
         x = self.get(call.args[0])
         if isinstance(x, Image | float):
             return x
@@ -314,12 +314,11 @@ class _Importer(TTImport):
             return ("transposed", x)
         raise TargetError(f"target ttsnn-accel: permutation of {_text(call.args[0])}")
 
-    def _broadcast_to(self, call: relax.Call) -> Value:
+    def _broadcast_to(self, call: relax.Call) -> Value | float:
         x, shape = self.get(call.args[0]), _shape(call)
         if isinstance(x, float):
             return x
         if isinstance(x, Tensor):
-            out = self.image("broadcast", Image(x, 0, 1), (1, 1, shape[-1]), x.format)
             out = Image(
                 self.temp("broadcast", _frames(shape), x.format), 0, _frames(shape)[0] // self.N
             )
@@ -551,7 +550,7 @@ class _Importer(TTImport):
             )
             return y
         if axes == [0] and x.shape[:2] == (1, 1):
-            total = self.temp("time_sum", (self.N, 1, 1, x.shape[2]), Format.STATISTIC)
+            total: Tensor = self.temp("time_sum", (self.N, 1, 1, x.shape[2]), Format.STATISTIC)
             for n in range(self.N):
                 self.emit(
                     Small(
@@ -562,18 +561,18 @@ class _Importer(TTImport):
                         flags=int(Reduce.SUM),
                     )
                 )
-            y = self.temp("time_mean", total.shape, Format.STATISTIC)
+            mean = self.temp("time_mean", total.shape, Format.STATISTIC)
             self.emit(
                 Small(
                     self.tag("mean"),
                     Op.VEC,
-                    Box(y),
+                    Box(mean),
                     [(Box(total),)],
                     scalars=(1.0 / x.steps,),
                     flags=int(Vec.MUL),
                 )
             )
-            return Image(y, 0, 1)
+            return Image(mean, 0, 1)
         raise TargetError(f"target ttsnn-accel: mean of {_text(call.args[0])} over {axes}")
 
     # -- convolutions and products --
@@ -586,7 +585,9 @@ class _Importer(TTImport):
         self.emit(Conv(self.tag("conv"), [(x, self._weight(w, shape), g, self._binary(x))], y))
         return y
 
-    def _dense(self, call: relax.Call, w: relax.Expr, x: relax.Expr | None, size=None) -> Any:
+    def _dense(
+        self, call: relax.Call, w: relax.Expr | list[int], x: relax.Expr | None, size: Any = None
+    ) -> Any:
         a = call.attrs
         read = (lambda k: a[k]) if isinstance(a, tvm.ir.DictAttrs) else (lambda k: getattr(a, k))
         if int(read("groups")) != 1:
@@ -594,11 +595,11 @@ class _Importer(TTImport):
                 f"target ttsnn-accel: layer {self.layer!r} is a convolution with groups; compile "
                 "for cpu"
             )
-        in_size = tuple(size) if size is not None else tuple(_shape(x)[-2:])
+        height, width = size if size is not None else _shape(x)[-2:]
         return _stage_geometry(
             dense_link(
                 _shape(w) if not isinstance(w, list) else w,
-                in_size,
+                (height, width),
                 [int(v) for v in read("strides")],
                 [int(v) for v in read("padding")],
                 [int(v) for v in read("dilation")],
@@ -641,7 +642,7 @@ class _Importer(TTImport):
         x, dy = self.get(call.args[0]), self.get(call.args[1])
         kh, kw = (int(v) for v in call.attrs["kernel"])
         full = [dy.shape[2], x.shape[2], kh, kw]
-        g, shape = self._dense(call, full, call.args[0])  # type: ignore[arg-type]
+        g, shape = self._dense(call, full, call.args[0])
         dw = self.temp(f"{self.layer}.grad", (1, *shape), Format.GRADIENT)
         self.emit(
             WGrad(

@@ -213,12 +213,9 @@ class _Nest:
         """Timesteps of a tensor that has not all of the nest's."""
         for n in self.group.nodes:
             for i in [*n.reads(), *n.writes()]:
-                if (
-                    i.tensor is t
-                    and self._short(n)
-                    and not i.repeat
-                    and t.shape[0] == n.window[1] * self.group.images
-                ):
+                if i.tensor is not t or i.repeat or n.window is None or not self._short(n):
+                    continue
+                if t.shape[0] == n.window[1] * self.group.images:
                     return n.window
         return None
 
@@ -377,7 +374,7 @@ def _sorted(steps: list[Step]) -> list[Step]:
     """Steps in an order in which each group can run as one."""
     key = {id(s): ("g", s.group) if s.group is not None else ("s", i) for i, s in enumerate(steps)}
     graph = nx.DiGraph()
-    place = {}
+    place: dict[object, int] = {}
     for i, s in enumerate(steps):
         graph.add_node(key[id(s)])
         place.setdefault(key[id(s)], i)

@@ -95,7 +95,7 @@ class Execution:
         with np.errstate(all="ignore"):
             for i, row in enumerate(self.program.instructions.tolist()):
                 try:
-                    self._do[row[0]](i, row)  # type: ignore[index]
+                    self._do[row[0]](i, row)
                 except (TargetError, IndexError, ValueError, KeyError, TypeError) as error:
                     raise TargetError(f"instruction {i} ({_op_name(row[0])}): {error}") from error
 

@@ -38,7 +38,8 @@ class Box:
     @classmethod
     def of(cls, row: Sequence[int]) -> Box:
         """From a row of the descriptor table."""
-        return cls(*row[:4], tuple(row[4:8]), *row[8:16])  # type: ignore[arg-type]
+        a, b, c, d = row[4:8]
+        return cls(row[0], row[1], row[2], row[3], (a, b, c, d), *row[8:16])
 
     @property
     def elements(self) -> int:

@@ -58,7 +58,7 @@ def lif(a: LifAttrs, x: np.ndarray, v: np.ndarray | None) -> tuple[np.ndarray, .
     spikes, slopes = np.zeros_like(x), np.zeros_like(x)
     v = np.zeros_like(x[0]) if v is None else v.astype(x.dtype)
     for k in range(x.shape[0]):
-        before = _fires(a, v) if a.reset_timing != "after_fire" else None
+        before = _fires(a, v)
         if a.reset_timing == "before_decay":
             v = _reset(a, v, before)
         if a.form == "multiply":

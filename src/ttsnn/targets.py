@@ -149,6 +149,7 @@ _REGISTRY: dict[str, str] = {
     "cpu": "ttsnn.passes.cpu.target:CpuTarget",
     "cuda": "ttsnn.passes.cuda.target:CudaTarget",
     "cuda-emulated": "ttsnn.passes.cuda.emulated:EmulatedCudaTarget",
+    "ttsnn-accel": "ttsnn.accel_target.target:AccelTarget",
 }
 
 

@@ -70,7 +70,7 @@ class _Net:
             self.param(f"{name}.running_mean", c, scale=0.1),
             self.param(f"{name}.running_var", c),
         ]
-        y = self.emit(relax.op.nn.batch_norm(x, *stats, axis=1, momentum=0.1))
+        y = self.emit(relax.op.nn.batch_norm(x, *stats, axis=1, momentum=0.1, training=False))
         return self.emit(relax.TupleGetItem(y, 0))
 
     def neuron(self, x):
