@@ -24,7 +24,7 @@ ALLOWED = {
     "frontend": CORE | {"ops", "program", "models", "frontend"},
     "passes": CORE | {"cuda", "ops", "program", "debugging", "passes", "targets"},
     "targets": CORE | {"ops", "program", "passes", "targets"},
-    "accel_target": CORE | {"ops", "program", "passes", "targets", "accel_target"},
+    "accel_target": CORE | {"ops", "program", "debugging", "passes", "targets", "accel_target"},
     "artifact": CORE | {"artifact"},
 }
 FORBIDDEN_LIBRARIES = {

@@ -288,7 +288,9 @@ def build(
         alignment=int(getattr(chosen, "input_alignment", 64)),
         plan=plan.to_json() if plan is not None else None,
         kernels=tuple(
-            KernelEntry(k.name, k.rule, tuple(k.layers), int(k.macs), calls[k.name] or 1, k.scheduled)
+            KernelEntry(
+                k.name, k.rule, tuple(k.layers), int(k.macs), calls[k.name] or 1, k.scheduled
+            )
             for k in chosen.kernels(lowered)
         ),
         spikes=tuple(s["name"] for s in exposed),
