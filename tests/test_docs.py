@@ -22,6 +22,7 @@ PAGES = [p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS) if p.is_f
 BASES = {
     "accelerator.md": "accel_target",
     "cpu-target.md": "passes/cpu",
+    "gpu-target.md": "passes/cuda",
     "frontend.md": "frontend",
 }
 ATTRIBUTES = {"ttsnn.params", "ttsnn.meta"}  # of IRModules
