@@ -224,7 +224,7 @@ def _step_of(
     """One step of PyTorch as users write it."""
     optimizer = torch.optim.SGD(module.parameters(), lr=_LR, momentum=_MOMENTUM)
     y = torch.from_numpy(labels)
-    run = forward or module
+    run = module if forward is None else forward  # a compiled module has no truth value
 
     def call() -> tuple[float, np.ndarray]:
         optimizer.zero_grad(set_to_none=True)
