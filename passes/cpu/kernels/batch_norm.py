@@ -17,7 +17,17 @@ from ttsnn.passes.cpu.kernels.finished import finished
 from ttsnn.passes.cpu.kernels.stream import channel_sums, stream
 from ttsnn.passes.cpu.kernels.tir import Body, i64, load, splat, vector
 
-__all__ = ["Normaliser", "batch_norm_apply", "batch_norm_dx", "batch_norm_stats", "batch_norm_sums"]
+__all__ = [
+    "WIDE",
+    "Arrays",
+    "InputGrad",
+    "Normaliser",
+    "Shape",
+    "batch_norm_apply",
+    "batch_norm_dx",
+    "batch_norm_stats",
+    "batch_norm_sums",
+]
 
 Shape = Sequence[int]
 WIDE = "float64"
@@ -165,25 +175,34 @@ def batch_norm_sums(shape: Shape, dtype: str, isa: Isa, units: int) -> PrimFunc:
     return a.finish("batch_norm_sums")
 
 
-def batch_norm_dx(shape: Shape, dtype: str, isa: Isa, residual: bool) -> PrimFunc:
-    """The function (x, gamma, mean, rstd, dy, dgamma, dbeta[, side], dx); side is added to dx."""
+class InputGrad:
+    """The gradient to a batch norm's input, as an expression over arguments that it declares.
+
+    They are (x, gamma, mean, rstd, dy, dgamma, dbeta).
+    """
+
+    def __init__(self, a: Arrays) -> None:
+        self.a = a
+        self.x, self.channels = a.image("x"), [a.channel(s) for s in ("gamma", "mean", "rstd")]
+        self.dy = a.image("dy")
+        self.channels += [a.channel(name) for name in ("dgamma", "dbeta")]
+
+    def __call__(self, at: Expr, c: Expr, lanes: int) -> Expr:
+        """For ``lanes`` elements from ``at`` on, which belong to channels ``c …``."""
+        per = splat(1.0 / self.a.pixels, self.a.dtype, lanes)
+        g, m, r, to_g, to_b = (load(v, vector(c, lanes)) for v in self.channels)
+        r = self.a.b.bind(r, "r")
+        hat = (load(self.x, vector(at, lanes)) - m) * r
+        return g * r * (load(self.dy, vector(at, lanes)) - to_b * per - hat * (to_g * per))
+
+
+def batch_norm_dx(shape: Shape, dtype: str, isa: Isa) -> PrimFunc:
+    """The function (x, gamma, mean, rstd, dy, dgamma, dbeta, dx)."""
     a = Arrays(shape, dtype, isa)
-    x, gamma, mean, rstd = a.image("x"), *(a.channel(s) for s in ("gamma", "mean", "rstd"))
-    dy, dgamma, dbeta = a.image("dy"), a.channel("dgamma"), a.channel("dbeta")
-    side = a.image("side") if residual else None
-    dx = a.image("dx")
+    grad, dx = InputGrad(a), a.image("dx")
 
     def element(at: Expr, c: Expr, lanes: int) -> None:
-        per = splat(1.0 / a.pixels, dtype, lanes)
-        m, r, g, to_g, to_b = (
-            load(v, vector(c, lanes)) for v in (mean, rstd, gamma, dgamma, dbeta)
-        )
-        r = a.b.bind(r, "r")
-        hat = (load(x, vector(at, lanes)) - m) * r
-        value = g * r * (load(dy, vector(at, lanes)) - to_b * per - hat * (to_g * per))
-        if side is not None:
-            value = value + load(side, vector(at, lanes))
-        a.b.store(dx, value, vector(at, lanes))
+        a.b.store(dx, grad(at, c, lanes), vector(at, lanes))
 
     stream(a.b, a.pixels, a.channels, a.lanes, element)
     return a.finish("batch_norm_dx")

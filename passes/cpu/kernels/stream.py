@@ -2,7 +2,7 @@
 
 Everything between two convolutions is of this kind: normalisation, neurons, sums of gradients
 over pixels. :func:`stream` walks over the elements of all timesteps in parallel;
-:func:`channel_sums` adds up over pixels.
+:func:`channel_sums` adds up over pixels, :class:`StreamSums` does so beside a stream's work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm.tirx import Var
 from ttsnn.passes.cpu.kernels.register_tile import chunks
 from ttsnn.passes.cpu.kernels.tir import Body, at_most, i64, load, splat, vector
 
-__all__ = ["channel_sums", "for_channels", "stream"]
+__all__ = ["StreamSums", "channel_sums", "for_channels", "stream"]
 
 STREAM_UNIT = 8192
 """Elements of a unit of parallel work."""
@@ -37,16 +37,85 @@ def for_channels(b: Body, channels: int, lanes: int, body: Callable[[Expr, int],
         body(i64(whole * lanes + c), n)
 
 
+def _unit_pixels(pixels: int, channels: int) -> int:
+    return max(1, min(pixels, STREAM_UNIT // channels))
+
+
 def stream(
-    b: Body, pixels: int, channels: int, lanes: int, body: Callable[[Expr, Expr, int], None]
+    b: Body,
+    pixels: int,
+    channels: int,
+    lanes: int,
+    body: Callable[[Expr, Expr, int], None],
+    sums: StreamSums | None = None,
 ) -> None:
-    """``body(offset, channel, lanes)`` for every vector of an array [pixels, channels]."""
-    unit = max(1, min(pixels, STREAM_UNIT // channels))
+    """``body(offset, channel, lanes)`` for every vector of an array [pixels, channels].
+
+    ``sums`` takes what ``body`` adds to them; read them after that.
+    """
+    unit = _unit_pixels(pixels, channels)
     with b.loop(-(-pixels // unit), "unit", "parallel") as u:
         start = b.bind(u * unit, "start")
+        if sums is not None:
+            sums.begin(u)
         with b.loop(b.bind(at_most(pixels - start, unit), "count"), "pixel") as p:
             base = b.bind((start + p) * channels, "base")
             for_channels(b, channels, lanes, lambda c, n: body(base + c, c, n))
+    if sums is not None:
+        sums.finish()
+
+
+class StreamSums:
+    """Sums over pixels in float64 beside the work of a :func:`stream`.
+
+    Each unit of the stream has sums of its own, which are added up in order.
+
+    Args:
+        b: where the loops go.
+        pixels, channels: of the stream's arrays.
+        lanes: float64 lanes of a vector.
+        count: number of sums a channel.
+    """
+
+    def __init__(self, b: Body, pixels: int, channels: int, lanes: int, count: int) -> None:
+        self.b, self.lanes, self.size, self.channels = b, lanes, count * channels, channels
+        self.units = -(-pixels // _unit_pixels(pixels, channels))
+        self.buffer = b.alloc(self.units * self.size, "float64", "partial")
+        self.home: Expr = i64(0)
+
+    def begin(self, unit: Expr) -> None:
+        """Start a unit's sums at zero."""
+        b = self.b
+        self.home = b.bind(unit * self.size, "home")
+
+        def zero(at: Expr, n: int) -> None:
+            b.store(self.buffer, splat(0.0, "float64", n), vector(self.home + at, n))
+
+        for_channels(b, self.size, self.lanes, zero)
+
+    def add(self, which: int, channel: Expr, lanes: int, value: Expr) -> None:
+        """Add float64 values to the sums of channels ``channel …``."""
+        at = vector(self.home + which * self.channels + channel, lanes)
+        self.b.store(self.buffer, load(self.buffer, at) + value, at)
+
+    def finish(self) -> None:
+        """Add up the units, into the first one's place."""
+        b = self.b
+
+        def total(at: Expr, n: int) -> None:
+            acc = b.alloc(n, "float64", "total", scope="local")
+            b.store(acc, load(self.buffer, vector(at, n)), vector(0, n))
+            with b.loop(self.units - 1, "u") as u:
+                more = load(self.buffer, vector((u + 1) * self.size + at, n))
+                b.store(acc, load(acc, vector(0, n)) + more, vector(0, n))
+            b.store(self.buffer, load(acc, vector(0, n)), vector(at, n))
+
+        if self.units > 1:
+            for_channels(b, self.size, self.lanes, total)
+
+    def total(self, which: int, channel: Expr) -> Expr:
+        """A channel's sum over all pixels, after the stream."""
+        return load(self.buffer, which * self.channels + channel)
 
 
 def channel_sums(

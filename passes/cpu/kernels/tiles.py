@@ -21,6 +21,7 @@ __all__ = [
     "default_tiles",
     "layer_panels",
     "register_rows",
+    "whole_image_tiles",
 ]
 
 
@@ -101,6 +102,12 @@ def default_tiles(config: LayerConfig, batch: int | None, isa: Isa, threads: int
         _chain_tiles(config, config.stages, isa, rows, block),
         _chain_tiles(config, config.half_stages, isa, rows, block),
     )
+
+
+def whole_image_tiles(config: LayerConfig, isa: Isa) -> LayerTiles:
+    """Default tiles of a layer of one timestep whose work unit is an image."""
+    rows = config.stages[-1].out_size[0]
+    return LayerTiles(rows, 1, _chain_tiles(config, config.stages, isa, rows, 1), ())
 
 
 def _cost(

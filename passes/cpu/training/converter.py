@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.errors import PassError
-from ttsnn.passes.cpu.training.images import Image, Normalised
+from ttsnn.passes.cpu.training.images import BatchNormGrad, Image, Lazy, Normalised
 from ttsnn.passes.cpu.training.kernels import TrainingKernels
 from ttsnn.passes.rewriter import bindings_of
 from ttsnn.passes.shapes import dims, known_dims
@@ -30,7 +30,9 @@ class Converter:
         bound: variable → expression of the original function.
         items: results of operators that have several.
         item_reads: (variable, index) of the results that something reads.
-        lazy: batch norms that their readers compute.
+        lazy: values that their readers compute, until ``images`` has them.
+        chains: what the links of tensor-train layers read, for the backward of the same
+            function.
     """
 
     def __init__(
@@ -41,8 +43,12 @@ class Converter:
         self.args = {p: relax.Var(p.name, p.ty) for p in func.params}
         self.plain: dict[relax.Var, relax.Expr] = dict(self.args)
         self.images: dict[relax.Var, Image] = {}
-        self.lazy: dict[relax.Var, Normalised] = {}
-        self.items: dict[relax.Var, list[Image | Normalised | relax.Expr | None]] = {}
+        self.lazy: dict[relax.Var, Lazy] = {}
+        self.made: dict[tuple, relax.Var] = {}  # keys of lazy values that are computed
+        self.compact: dict[relax.Var, str] = {}  # spikes as bytes → dtype of the program's
+        self.wide: dict[relax.Var, relax.Var] = {}  # spikes as bytes → as that
+        self.chains: dict[tuple, list[relax.Var]] = {}
+        self.items: dict[relax.Var, list[Image | Lazy | relax.Expr | None]] = {}
         self.item_reads = {
             (v.tuple_value, v.index)
             for v in self.bound.values()
@@ -55,7 +61,7 @@ class Converter:
         """An operator's call, converted.
 
         Returns:
-            An image, a list of results (images, lazy batch norms, expressions, or None where
+            An image, a list of results (images, lazy values, expressions, or None where
             nobody reads one), or an expression in the program's own layout; True where the
             tables are filled already; None where the call stays as it is.
         """
@@ -110,7 +116,7 @@ class Converter:
             found = self.items[source][value.index]
             if isinstance(found, Image):
                 self.images[var] = found
-            elif isinstance(found, Normalised):
+            elif isinstance(found, Lazy):
                 self.lazy[var] = found
             elif found is not None:
                 self.plain[var] = found
@@ -146,11 +152,12 @@ class Converter:
                 self.plain[expr] = self._plain_of(self.image(expr))
         return self.plain[expr]
 
-    def _plain_of(self, value: Image | Normalised | relax.Expr | None) -> relax.Expr:
-        if isinstance(value, Normalised):
+    def _plain_of(self, value: Image | Lazy | relax.Expr | None) -> relax.Expr:
+        if isinstance(value, Lazy):
             value = self.materialise(value)
         if not isinstance(value, Image):
             return value
+        value = self._floats(value)
         r, h, w, c = value.sizes
         if h * w > 1 and c > 1:
             out = self.reshape(value.expr, (r, h, w, c))
@@ -165,12 +172,23 @@ class Converter:
             return expr
         return self.bind(relax.op.reshape(expr, [int(s) for s in shape]))
 
-    def image(self, expr: relax.Expr) -> Image | None:
-        """The value channels last; None where it is no [(T,) N, C, H, W]."""
+    def pending(self, expr: relax.Expr) -> Lazy | None:
+        """The value, where it is one that its reader may still compute itself."""
+        value = self.lazy.get(expr) if isinstance(expr, relax.Var) else None
+        return value if value is not None and value.key not in self.made else None
+
+    def image(self, expr: relax.Expr, compact: bool = False) -> Image | None:
+        """The value channels last; None where it is no [(T,) N, C, H, W].
+
+        Args:
+            expr: the value.
+            compact: whether spikes may be bytes.
+        """
         if isinstance(expr, relax.Var) and expr in self.lazy and expr not in self.images:
             self.images[expr] = self.materialise(self.lazy[expr])
         if isinstance(expr, relax.Var) and expr in self.images:
-            return self.images[expr]
+            found = self.images[expr]
+            return found if compact else self._floats(found)
         shape = dims(expr) if isinstance(getattr(expr, "ty", None), relax.TensorType) else None
         if shape is None or len(shape) not in (4, 5):
             return None
@@ -185,13 +203,21 @@ class Converter:
             self.images[expr] = image
         return image
 
-    def known_image(self, expr: relax.Expr) -> Image:
-        """The value channels last, of an operator that takes nothing else.
+    def _floats(self, image: Image) -> Image:
+        """The same with spikes as numbers."""
+        if image.expr not in self.compact:
+            return image
+        if image.expr not in self.wide:
+            self.wide[image.expr] = self.bind(relax.op.astype(image.expr, self.compact[image.expr]))
+        return replace(image, expr=self.wide[image.expr])
+
+    def known_image(self, expr: relax.Expr, compact: bool = False) -> Image:
+        """The value channels last, of an operator that takes nothing else; as :meth:`image`.
 
         Raises:
             PassError: where it is no [(T,) N, C, H, W].
         """
-        image = self.image(expr)
+        image = self.image(expr, compact)
         if image is None:
             raise PassError(
                 f"a training kernel needs [(T,) N, C, H, W], got {getattr(expr, 'ty', expr)}; "
@@ -203,10 +229,18 @@ class Converter:
         """Whether the value is held channels last (or would be, if it were wanted)."""
         return isinstance(expr, relax.Var) and (expr in self.images or expr in self.lazy)
 
-    def materialise(self, value: Normalised) -> Image:
-        """A batch norm computed after all."""
-        expr = self.k.batch_norm_apply(value.x.expr, value.channel)
-        return replace(value.x, expr=expr)
+    def materialise(self, value: Lazy) -> Image:
+        """A lazy value computed after all."""
+        if value.key not in self.made:
+            if isinstance(value, Normalised):
+                made = self.k.batch_norm_apply(value.x.expr, value.channel, value.side)
+            elif isinstance(value, BatchNormGrad):
+                made = self.k.batch_norm_dx(value.x.expr, value.args)
+            else:
+                side = [] if value.side is None else [value.side]
+                made = self.k.lif_backward(value.neuron, [*value.args, *side])[0]
+            self.made[value.key] = made
+        return replace(value.x, expr=self.made[value.key])
 
     def is_zero(self, expr: relax.Expr) -> bool:
         """Whether a value is zero for sure."""

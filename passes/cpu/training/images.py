@@ -8,9 +8,10 @@ from math import prod
 
 from tvm import relax
 
+from ttsnn.passes.cpu.kernels.lif_train import TrainedNeuron
 from ttsnn.passes.shapes import known_dims
 
-__all__ = ["Image", "Normalised"]
+__all__ = ["BatchNormGrad", "Image", "Lazy", "NeuronGrad", "Normalised"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Image:
     """A tensor [*lead, C, H, W] of the program.
 
     Attributes:
-        expr: the same values as [1, R, H, W, C], R being the product of ``lead``.
+        expr: the same values as [1, R, H, W, C], R being the product of ``lead``; spikes may be
+            bytes.
         lead: leading sizes, (T · N,) or (T, N).
     """
 
@@ -47,12 +49,65 @@ class Image:
 
 @dataclass(frozen=True)
 class Normalised:
-    """A batch norm's result that its readers compute themselves.
+    """A batch norm's result, or its sum with a tensor, that its reader computes itself.
 
     Attributes:
         x: what is normalised.
         channel: (gamma, beta, mean, 1/σ).
+        side: what is added to the result.
     """
 
     x: Image
     channel: tuple[relax.Expr, ...]
+    side: relax.Var | None = None
+
+    @property
+    def key(self) -> tuple:
+        """Equal for equal values, whatever their leading sizes."""
+        return ("normalised", self.x.expr, self.channel, self.side)
+
+
+@dataclass(frozen=True)
+class NeuronGrad:
+    """The gradient of what enters a neuron, or its sum with a tensor, not computed yet.
+
+    Whoever reads it may have more results from the same pass.
+
+    Attributes:
+        x: what entered the neuron.
+        neuron: the kernel so far.
+        args: its arguments, up to the gradient of the last membrane.
+        side: what is added to the result.
+    """
+
+    x: Image
+    neuron: TrainedNeuron
+    args: tuple[relax.Expr, ...]
+    side: relax.Var | None = None
+
+    @property
+    def key(self) -> tuple:
+        """Equal for equal values, whatever their leading sizes."""
+        return ("neuron_grad", self.neuron, self.args, self.side)
+
+
+@dataclass(frozen=True)
+class BatchNormGrad:
+    """The gradient to a batch norm's input, not computed yet.
+
+    Attributes:
+        x: the batch norm's input.
+        args: (gamma, mean, 1/σ, dy, dgamma, dbeta), dy being an image.
+    """
+
+    x: Image
+    args: tuple[relax.Expr, ...]
+
+    @property
+    def key(self) -> tuple:
+        """Equal for equal values, whatever their leading sizes."""
+        return ("batch_norm_grad", self.x.expr, self.args)
+
+
+Lazy = Normalised | NeuronGrad | BatchNormGrad
+"""A value that is computed when something reads it, together with what the reader computes."""

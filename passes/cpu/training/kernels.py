@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
 
 import tvm
 from tvm import relax
 from tvm.tirx import PrimFunc
 
-from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.kernels.batch_norm import (
     batch_norm_apply,
@@ -16,20 +17,22 @@ from ttsnn.passes.cpu.kernels.batch_norm import (
     batch_norm_stats,
     batch_norm_sums,
 )
-from ttsnn.passes.cpu.kernels.finished import marked
-from ttsnn.passes.cpu.kernels.fused import fused_layer
-from ttsnn.passes.cpu.kernels.interleave import interleave
-from ttsnn.passes.cpu.kernels.lif_train import (
-    TrainedNeuron,
-    lif_train_backward,
-    lif_train_forward,
+from ttsnn.passes.cpu.kernels.chain_backward import (
+    BackwardLink,
+    chain_backward,
+    workspace_bytes,
 )
+from ttsnn.passes.cpu.kernels.interleave import interleave
+from ttsnn.passes.cpu.kernels.lif_train import SPIKE_BYTES, TrainedNeuron, lif_train_forward
+from ttsnn.passes.cpu.kernels.lif_train_backward import lif_train_backward
 from ttsnn.passes.cpu.kernels.pack import packed_channels, panel_vectors
-from ttsnn.passes.cpu.kernels.tiles import default_tiles
+from ttsnn.passes.cpu.kernels.tiles import default_tiles, whole_image_tiles
+from ttsnn.passes.cpu.kernels.train_chain import kept_shapes, train_chain
 from ttsnn.passes.cpu.kernels.weight_grad import weight_grad
 from ttsnn.passes.cpu.kernels.weight_map import core_grads, packed_weight
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 from ttsnn.passes.cpu.rules.layer import DEFAULT_THREADS
+from ttsnn.passes.cpu.training.images import BatchNormGrad
 from ttsnn.passes.cpu.training.link import Link, input_phases
 from ttsnn.passes.shapes import known_dims
 
@@ -37,6 +40,12 @@ __all__ = ["TrainingKernels"]
 
 UNITS_PER_THREAD = 2
 """Parts that a sum over pixels is split into, for each thread: a slow thread does less."""
+
+IMAGE_PIXELS = 64
+"""Fewest pixels of an image for which a chain's backward is worth doing image by image."""
+
+IMAGE_BYTES = 1024 * 1024
+"""Most that the gradients of such an image may take: the second-level cache."""
 
 
 class TrainingKernels:
@@ -64,12 +73,19 @@ class TrainingKernels:
         make: Callable[[], PrimFunc],
         args: Sequence[relax.Expr],
         shapes: Sequence[Sequence[int]],
-        dtype: str,
+        dtype: str | Sequence[str],
     ) -> list[relax.Var]:
-        """Call the kernel that ``make`` makes, unless one of that key is there; its results."""
+        """Call the kernel that ``make`` makes, unless one of that key is there; its results.
+
+        ``dtype`` is that of the results, or of each.
+        """
         if key not in self._made:
             self._made[key] = self.bb.add_func(make(), str(key[0]))
-        types = [relax.TensorType([int(s) for s in shape], dtype) for shape in shapes]
+        dtypes = [dtype] * len(shapes) if isinstance(dtype, str) else dtype
+        types = [
+            relax.TensorType([int(s) for s in shape], d)
+            for shape, d in zip(shapes, dtypes, strict=True)
+        ]
         out = relax.call_tir(self._made[key], list(args), types if len(types) > 1 else types[0])
         out = self.bb.emit(out)
         if len(types) == 1:
@@ -78,28 +94,79 @@ class TrainingKernels:
 
     # -- convolutions ------------------------------------------------------------------------
 
-    def conv(
-        self, link: Link, x: relax.Var, sources: Sequence[relax.Expr], side: relax.Var | None = None
-    ) -> relax.Var:
-        """The link's convolution of an image; ``side``, like the result, is added."""
-        weight = self._weight(link, link.stage, sources, False, None, _dtype(x))
-        return self._tap_conv(link.stage, x, weight, side)
+    def chain(
+        self,
+        links: Sequence[Link],
+        x: relax.Var,
+        sources: Sequence[relax.Expr],
+        first: int = 0,
+    ) -> list[relax.Var | None]:
+        """The results of all links of a chain, of an image (spikes may be bytes).
 
-    def conv_input_grad(
+        Args:
+            links: one after the other.
+            x: what the first one reads.
+            sources: parameters of the chain's call.
+            first: the first result that is wanted; None for those before it.
+        """
+        stages = [link.forward for link in links]
+        dtype = _dtype(sources[0])
+        weights = [
+            self._weight(link, stage, sources, False, None, dtype)
+            for link, stage in zip(links, stages)
+        ]
+        return [*[None] * first, *self._chain(stages, x, weights, dtype, first)]
+
+    def goes_image_by_image(self, links: Sequence[Link], images: int, dtype: str) -> bool:
+        """Whether a chain's backward is :meth:`chain_backward`.
+
+        It is not where images are few, so small that a kernel for each link is faster, or too
+        large for the cache; or where a link has strides.
+        """
+        stages = [link.stage for link in links]
+        if images < self.units or any(s.strides != (1, 1) for s in stages):
+            return False
+        if len(links) > 1 and stages[0].taps != ((0, 0),):
+            return False
+        smallest = min(prod(stage.in_size) for stage in stages)
+        config = self._config(self._backward_stages(links), dtype)
+        return smallest >= IMAGE_PIXELS and workspace_bytes(config) <= IMAGE_BYTES
+
+    def _backward_stages(self, links: Sequence[Link]) -> list[Stage]:
+        """The gradient to the input of links of strides 1, the last link's first."""
+        phases = [p for link in reversed(links) for p in input_phases(link)]
+        return [p.stage for p in phases if p.stage is not None]
+
+    def chain_input_grads(
+        self, links: Sequence[Link], dy: relax.Var, sources: Sequence[relax.Expr]
+    ) -> list[relax.Var]:
+        """Gradients to the inputs of all links of a chain, the last link's first."""
+        dtype, back = _dtype(dy), list(reversed(links))
+        if all(link.stage.strides == (1, 1) for link in links):
+            stages = self._backward_stages(links)
+            weights = [
+                self._weight(link, stage, sources, True, None, dtype)
+                for link, stage in zip(back, stages, strict=True)
+            ]
+            return self._chain(stages, dy, weights, dtype)
+        grads = [dy]
+        for link in back:
+            grads.append(self._strided_input_grad(link, grads[-1], sources))
+        return grads[1:]
+
+    def _strided_input_grad(
         self, link: Link, dy: relax.Var, sources: Sequence[relax.Expr]
     ) -> relax.Var:
-        """Gradient to the link's input."""
-        dtype, phases = _dtype(dy), input_phases(link.stage)
-        parts = {}
-        for phase in phases:
+        dtype, parts = _dtype(dy), {}
+        for phase in input_phases(link):
             if phase.stage is not None:
                 order = None if len(phase.order) == len(link.stage.taps) else phase.order
                 weight = self._weight(link, phase.stage, sources, True, order, dtype)
-                parts[phase.place] = self._tap_conv(phase.stage, dy, weight)
-        if link.stage.strides == (1, 1):
-            return parts[0, 0]
-        shape = (1, known_dims(dy)[1], *link.stage.in_size, link.stage.in_channels)
+                parts[phase.place] = self._chain([phase.stage], dy, [weight], dtype)[0]
         strides, present = link.stage.strides, tuple(parts)
+        if strides == (1, 1):
+            return parts[0, 0]
+        shape = (1, known_dims(dy)[1], *link.stage.in_size, link.stored[0])
         return self.call(
             ("interleave", shape, strides, present, dtype),
             lambda: interleave(shape, strides, present, dtype, self.isa),
@@ -108,18 +175,62 @@ class TrainingKernels:
             dtype,
         )[0]
 
-    def conv_weight_grads(self, link: Link, x: relax.Var, dy: relax.Var) -> list[relax.Var]:
-        """Gradients of the link's parameters, in the order of ``link.sources``."""
-        stage, dtype, images = link.stage, _dtype(x), known_dims(x)[1]
-        # channels beyond a rank are zero
-        channels = (link.weight.channels[0], stage.out_channels)
-        (dw,) = self.call(
-            ("weight_grad", stage, images, dtype, channels[0]),
-            lambda: weight_grad(stage, images, dtype, self.isa, self.units, channels[0]),
-            [x, dy],
-            [(len(stage.taps), *channels)],
+    def chain_backward(
+        self,
+        links: Sequence[Link],
+        inputs: Sequence[relax.Var | None],
+        dy: BatchNormGrad | relax.Var,
+        sources: Sequence[relax.Expr],
+    ) -> tuple[relax.Var, list[list[relax.Var]]]:
+        """The gradient to a chain's input, and those of each link's parameters, image by image.
+
+        Args:
+            links: one after the other.
+            inputs: what each of them reads; the second's may be None.
+            dy: gradient of the chain's result, or of a batch norm's that reads it.
+            sources: parameters of the chain's call.
+        """
+        images, dtype, back = known_dims(inputs[0])[1], _dtype(sources[0]), list(reversed(links))
+        stages = self._backward_stages(links)
+        config = self._config(stages, dtype)
+        kinds = tuple(
+            BackwardLink(
+                replace(k.stage, in_channels=k.stored[0], out_channels=k.stored[1]),
+                k.stage.in_channels,
+                _dtype(x) if i == 0 else dtype,
+            )
+            for i, (k, x) in enumerate(zip(links, inputs))
+        )
+        normed = isinstance(dy, BatchNormGrad)
+        weights = [
+            self._weight(link, stage, sources, True, None, dtype)
+            for link, stage in zip(back, stages, strict=True)
+        ]
+        if len(links) > 1:
+            weights.append(self._weight(links[0], links[0].forward, sources, False, None, dtype))
+        read = [x for i, x in enumerate(inputs) if i != 1]
+        shapes = [(1, images, *links[0].stage.in_size, links[0].stored[0])]
+        shapes += [(len(k.stage.taps), k.rows, k.stage.out_channels) for k in kinds]
+
+        def make() -> PrimFunc:
+            tiles = whole_image_tiles(config, self.isa)
+            return chain_backward(kinds, config, images, self.isa, tiles, self.units, normed)
+
+        dx, *dws = self.call(
+            ("chain_backward", kinds, config, images, normed),
+            make,
+            [*([dy.x.expr, *dy.args] if normed else [dy]), *read, *weights],
+            shapes,
             dtype,
         )
+        return dx, [self._parameter_grads(k, dw) for k, dw in zip(links, dws)]
+
+    def conv_weight_grads(self, link: Link, x: relax.Var, dy: relax.Var) -> list[relax.Var]:
+        """Gradients of the link's parameters, in the order of ``link.sources``."""
+        return self._parameter_grads(link, self.product_sums(link, x, dy))
+
+    def _parameter_grads(self, link: Link, dw: relax.Var) -> list[relax.Var]:
+        dtype, channels = _dtype(dw), (link.stage.in_channels, link.stored[1])
         return self.call(
             ("core_grads", link.weight, channels, dtype),
             lambda: core_grads(link.weight, channels, dtype),
@@ -127,6 +238,19 @@ class TrainingKernels:
             link.weight.shapes,
             dtype,
         )
+
+    def product_sums(self, link: Link, x: relax.Var, dy: relax.Var) -> relax.Var:
+        """Gradient of the link's weight [taps, Cin, Cout], Cout as the result is stored."""
+        dtype, x_dtype, images = _dtype(dy), _dtype(x), known_dims(x)[1]
+        stage = replace(link.stage, in_channels=link.stored[0], out_channels=link.stored[1])
+        rows = link.stage.in_channels  # channels beyond a rank are zero
+        return self.call(
+            ("weight_grad", stage, images, dtype, rows, x_dtype),
+            lambda: weight_grad(stage, images, dtype, self.isa, self.units, rows, x_dtype),
+            [x, dy],
+            [(len(stage.taps), rows, stage.out_channels)],
+            dtype,
+        )[0]
 
     def _packing(self, dtype: str) -> tuple[int, int]:
         return self.isa.lanes(dtype), panel_vectors(self.isa)
@@ -151,19 +275,43 @@ class TrainingKernels:
             dtype,
         )[0]
 
-    def _tap_conv(
-        self, stage: Stage, x: relax.Var, weight: relax.Var, side: relax.Var | None = None
-    ) -> relax.Var:
-        dtype, images = _dtype(x), known_dims(x)[1]
-        config = LayerConfig(
+    def _chain(
+        self,
+        stages: Sequence[Stage],
+        x: relax.Var,
+        weights: Sequence[relax.Var],
+        dtype: str,
+        first: int = 0,
+    ) -> list[relax.Var]:
+        """Results of the stages from the ``first``-th on."""
+        images, x_type = known_dims(x)[1], (_dtype(x), known_dims(x)[-1])
+        config = self._config(stages, dtype)
+
+        def make() -> PrimFunc:
+            tiles = default_tiles(config, images, self.isa, self.threads)
+            return train_chain(config, images, self.isa, tiles, x_type, first)
+
+        last = stages[-1]
+        shapes = [
+            (1, images, *last.out_size, last.out_channels),
+            *kept_shapes(config, images, first),
+        ]
+        y, *kept = self.call(
+            ("conv", config, images, x_type, first), make, [x, *weights], shapes, dtype
+        )
+        return [*kept, y]
+
+    def _config(self, stages: Sequence[Stage], dtype: str) -> LayerConfig:
+        """A chain of one timestep and nothing else."""
+        return LayerConfig(
             name="",
             T=1,
             x_T=1,
-            stages=(stage,),
+            stages=tuple(stages),
             half_stages=(),
             timesteps=1,
             bias=False,
-            residual=side is not None,
+            residual=False,
             residual_T=1,
             lif=None,
             v0=False,
@@ -171,15 +319,6 @@ class TrainingKernels:
             dtype=dtype,
             packing=self._packing(dtype),
         )
-
-        def make() -> PrimFunc:
-            tiles = default_tiles(config, images, self.isa, self.threads)
-            func = fused_layer(config, images, self.isa, tiles, "conv")
-            return marked(func, "layer", images * stage_macs(stage))
-
-        args = [x, weight, *([] if side is None else [side])]
-        shape = (1, images, *stage.out_size, stage.out_channels)
-        return self.call(("conv", config, images), make, args, [shape], dtype)[0]
 
     # -- normalisation -----------------------------------------------------------------------
 
@@ -209,45 +348,53 @@ class TrainingKernels:
             dtype,
         )[0]
 
-    def batch_norm_backward(
+    def batch_norm_sums(
         self, x: relax.Var, channel: Sequence[relax.Expr], dy: relax.Var
     ) -> list[relax.Var]:
-        """(dx, dgamma, dbeta); ``channel`` is (gamma, mean, 1/σ)."""
+        """(dgamma, dbeta); ``channel`` is (mean, 1/σ)."""
         shape, dtype = _shape(x), _dtype(x)
-        sums = self.call(
+        return self.call(
             ("batch_norm_sums", shape, dtype),
             lambda: batch_norm_sums(shape, dtype, self.isa, self.units),
-            [x, *channel[1:], dy],
+            [x, *channel, dy],
             [shape[-1:]] * 2,
             dtype,
         )
-        (dx,) = self.call(
+
+    def batch_norm_dx(self, x: relax.Var, args: Sequence[relax.Expr]) -> relax.Var:
+        """Gradient to x; ``args`` are (gamma, mean, 1/σ, dy, dgamma, dbeta)."""
+        shape, dtype = _shape(x), _dtype(x)
+        return self.call(
             ("batch_norm_dx", shape, dtype),
-            lambda: batch_norm_dx(shape, dtype, self.isa, False),
-            [x, *channel, dy, *sums],
+            lambda: batch_norm_dx(shape, dtype, self.isa),
+            [x, *args],
             [shape],
             dtype,
-        )
-        return [dx, *sums]
+        )[0]
 
     # -- neurons -----------------------------------------------------------------------------
 
     def lif(self, neuron: TrainedNeuron, args: Sequence[relax.Expr]) -> list[relax.Var]:
-        """(spikes[, v_last]) of :func:`lif_train_forward`."""
+        """(spikes[, membrane][, v_last]) of :func:`lif_train_forward`."""
         shape, dtype = _shape(args[0]), _dtype(args[0])
-        shapes = [shape, *([_state(shape, neuron)] if neuron.v_last else [])]
+        shapes, dtypes = [shape], [SPIKE_BYTES if neuron.compact else dtype]
+        if neuron.membrane:
+            shapes.append(shape)
+        if neuron.v_last:
+            shapes.append(_state(shape, neuron))
         return self.call(
             ("lif_forward", neuron, shape, dtype),
             lambda: lif_train_forward(neuron, shape, dtype, self.isa),
             args,
             shapes,
-            dtype,
+            dtypes + [dtype] * (len(shapes) - 1),
         )
 
     def lif_backward(self, neuron: TrainedNeuron, args: Sequence[relax.Expr]) -> list[relax.Var]:
-        """(dx[, dv0]) of :func:`lif_train_backward`."""
+        """(dx[, dv0][, dgamma, dbeta]) of :func:`lif_train_backward`."""
         shape, dtype = _shape(args[0]), _dtype(args[0])
         shapes = [shape, *([_state(shape, neuron)] if neuron.dv0 else [])]
+        shapes += [shape[-1:]] * (2 if neuron.sums else 0)
         return self.call(
             ("lif_backward", neuron, shape, dtype),
             lambda: lif_train_backward(neuron, shape, dtype, self.isa),

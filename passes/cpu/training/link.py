@@ -20,15 +20,22 @@ class Link:
     """One convolution of a chain.
 
     Attributes:
-        stage: its geometry; ranks are padded to whole half vectors, so that channels of
-            intermediate results beyond the rank are zero.
+        stage: its geometry and channels.
         weight: how its taps are made of parameters.
         sources: which parameters of the layer's call these are.
+        stored: channels that its input and its result have in memory. Intermediate results of
+            a chain have whole half vectors, those beyond the rank are zero.
     """
 
     stage: Stage
     weight: WeightMap
     sources: tuple[int, ...]
+    stored: tuple[int, int]
+
+    @property
+    def forward(self) -> Stage:
+        """What computes the result as it is stored."""
+        return replace(self.stage, out_channels=self.stored[1])
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def dense_link(
     size = attrs.out_size(in_size, (kh, kw))
     stage = Stage(tuple(taps), in_size, size, cin, cout, attrs.strides)
     weight = WeightMap((tuple(shape),), tuple(((0, j),) for j in range(kh * kw)))
-    return Link(stage, weight, (0,))
+    return Link(stage, weight, (0,), (cin, cout))
 
 
 def tt_links(
@@ -84,16 +91,15 @@ def tt_links(
     links = [_tt_link(name, stage, attrs, shapes) for name, (stage, _) in chain.items()]
     last = len(links) - 1
 
-    def padded(channels: int, is_rank: bool) -> int:
+    def stored(channels: int, is_rank: bool) -> int:
         return -(-channels // pad) * pad if is_rank else channels
 
     return [
         replace(
             link,
-            stage=replace(
-                link.stage,
-                in_channels=padded(link.stage.in_channels, i > 0),
-                out_channels=padded(link.stage.out_channels, i < last),
+            stored=(
+                stored(link.stage.in_channels, i > 0),
+                stored(link.stage.out_channels, i < last),
             ),
         )
         for i, link in enumerate(links)
@@ -106,7 +112,8 @@ def _tt_link(
     if name != "cross":
         source = int(name[1]) - 1
         single = tuple(((0, j),) for j in range(len(stage.taps)))
-        return Link(stage, WeightMap((tuple(shapes[source]),), single), (source,))
+        weight = WeightMap((tuple(shapes[source]),), single)
+        return Link(stage, weight, (source,), (stage.in_channels, stage.out_channels))
     kh, kw = shapes[1][2], shapes[2][2]
     (dh, dw), (top, left) = attrs.dilation, attrs.padding[:2]
     rows = [k * dh - top for k in range(kh)]
@@ -117,16 +124,18 @@ def _tt_link(
     for k, c in enumerate(columns):
         pairs[rows[kh // 2], c].append((1, k))
     taps = tuple(tuple(pairs[tap]) for tap in stage.taps)
-    return Link(stage, WeightMap((tuple(shapes[1]), tuple(shapes[2])), taps, 0.5), (1, 2))
+    weight = WeightMap((tuple(shapes[1]), tuple(shapes[2])), taps, 0.5)
+    return Link(stage, weight, (1, 2), (stage.in_channels, stage.out_channels))
 
 
-def input_phases(stage: Stage) -> list[Phase]:
-    """The gradient of a convolution to its input as stride-1 convolutions of dy.
+def input_phases(link: Link) -> list[Phase]:
+    """The gradient of a link to its input, as it is stored, as stride-1 convolutions of dy.
 
     Input row r = i · sh + p is read by output row h under tap offset d where h · sh + d = r, so
     h = i + (p - d) / sh for the taps with p ≡ d (mod sh); likewise the columns. One phase for
     stride 1.
     """
+    stage = link.stage
     (sh, sw), (height, width) = stage.strides, stage.in_size
     out = []
     for p in range(min(sh, height)):
@@ -140,6 +149,6 @@ def input_phases(stage: Stage) -> list[Phase]:
             taps = tuple(
                 ((p - stage.taps[k][0]) // sh, (q - stage.taps[k][1]) // sw) for k in order
             )
-            part = Stage(taps, stage.out_size, size, stage.out_channels, stage.in_channels)
+            part = Stage(taps, stage.out_size, size, stage.out_channels, link.stored[0])
             out.append(Phase((p, q), part if order else None, order))
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import tvm
@@ -12,8 +13,15 @@ from tvm import relax
 from ttsnn.ops import lif_attrs_of, tt_conv_attrs_of
 from ttsnn.passes.cpu.kernels.lif_train import TrainedNeuron
 from ttsnn.passes.cpu.training.converter import Converter
-from ttsnn.passes.cpu.training.images import Image, Normalised
+from ttsnn.passes.cpu.training.images import BatchNormGrad, Image, NeuronGrad, Normalised
 from ttsnn.passes.cpu.training.kernels import TrainingKernels
+from ttsnn.passes.cpu.training.linear import (
+    LINEAR_HANDLERS,
+    flat_batch_norm,
+    flat_batch_norm_backward,
+    flat_lif,
+    flat_lif_backward,
+)
 from ttsnn.passes.cpu.training.link import Link, dense_link, tt_links
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.shapes import dims, known_dims
@@ -83,13 +91,6 @@ def rewrite_functions(
 class _Lowering(Converter):
     """Handlers of the operators."""
 
-    def __init__(
-        self, bb: relax.BlockBuilder, kernels: TrainingKernels, func: relax.Function
-    ) -> None:
-        super().__init__(bb, kernels, func)
-        # what the links of tensor-train layers read, for the backward of the same function
-        self.chains: dict[tuple, list[relax.Var]] = {}
-
     def convert(self, var: relax.Var, value: relax.Expr) -> Image | list | relax.Expr | bool | None:
         """By the operator's handler."""
         handler = _HANDLERS.get(op_name(value))
@@ -104,13 +105,13 @@ class _Lowering(Converter):
         layouts = (str(a.data_layout), str(a.kernel_layout), str(a.out_layout))
         if int(a.groups) != 1 or layouts != ("NCHW", "OIHW", "NCHW"):
             return None
-        x = self.known_image(call.args[0])
+        x = self.known_image(call.args[0], compact=True)
         link = dense_link(
             known_dims(call.args[1]),
             x.sizes[1:3],
             *([int(v) for v in values] for values in (a.strides, a.padding, a.dilation)),
         )
-        return replace(x, expr=self.k.conv(link, x.expr, [self.get(call.args[1])]))
+        return replace(x, expr=self.k.chain([link], x.expr, [self.get(call.args[1])])[0])
 
     def _conv_data(self, _var: relax.Var, call: relax.Call) -> Image | None:
         w, dy = call.args
@@ -119,12 +120,13 @@ class _Lowering(Converter):
         height, width = (int(s) for s in call.attrs["size"])
         link = self._dense(known_dims(w), (height, width), call)
         image = self.known_image(dy)
-        return replace(image, expr=self.k.conv_input_grad(link, image.expr, [self.get(w)]))
+        (dx,) = self.k.chain_input_grads([link], image.expr, [self.get(w)])
+        return replace(image, expr=dx)
 
     def _conv_weight(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
         if int(call.attrs["groups"]) != 1:
             return None
-        x, dy = (self.known_image(a) for a in call.args)
+        x, dy = (self.known_image(a, compact=True) for a in call.args)
         link = self._dense(known_dims(call), x.sizes[1:3], call)
         return self.k.conv_weight_grads(link, x.expr, dy.expr)[0]
 
@@ -170,43 +172,72 @@ class _Lowering(Converter):
         """
         cores = [self.get(g) for g in call.args[1:5]]
         key = (call.args[0], *call.args[1:5], part, str(call.attrs["strides"]))
-        known = self.chains.setdefault(key, [x])
-        for i in range(len(known) - 1, len(links) if result else len(links) - 1):
-            known.append(self.k.conv(links[i], known[i], cores))
+        known = self.chains.get(key, [x])
+        count = len(links) if result else len(links) - 1
+        if len(known) <= count:
+            again = self.k.goes_image_by_image(links, known_dims(x)[1], str(cores[0].ty.dtype))
+            first = 1 if again and count > 1 else 0
+            known = [x, *(self.k.chain(links[:count], x, cores, first) if count else [])]
+            self.chains[key] = known
         return known
 
     def _tt_conv(self, _var: relax.Var, call: relax.Call) -> Image:
-        x, parts = self.known_image(call.args[0]), []
+        x, parts = self.known_image(call.args[0], compact=True), []
         for i, (begin, end, links) in enumerate(self._tt_parts(call)):
             known = self._tt_inputs(call, i, links, self._part(x, begin, end), True)
             parts.append(known[len(links)])
         return self._joined(parts, x)
 
     def _tt_backward(self, var: relax.Var, call: relax.Call) -> list:
-        x, dy = self.known_image(call.args[0]), self.known_image(call.args[5])
-        cores = [self.get(g) for g in call.args[1:5]]
+        x, cores = (
+            self.known_image(call.args[0], compact=True),
+            [self.get(g) for g in call.args[1:5]],
+        )
         to_x = (var, 0) in self.item_reads
         grads: list[relax.Expr | None] = [None] * 4
-        parts = []
-        for i, (begin, end, links) in enumerate(self._tt_parts(call)):
-            ins = self._tt_inputs(call, i, links, self._part(x, begin, end), False)
-            g = self._part(dy, begin, end)
-            for j in range(len(links) - 1, -1, -1):
-                link = links[j]
-                for source, new in zip(link.sources, self.k.conv_weight_grads(link, ins[j], g)):
+        parts, ranges = [], self._tt_parts(call)
+        pending = self.pending(call.args[5]) if len(ranges) == 1 else None
+        for i, (begin, end, links) in enumerate(ranges):
+            ins = self._tt_inputs(call, i, links, self._part(x, begin, end), False)[: len(links)]
+            dtype = str(cores[0].ty.dtype)
+            whole = to_x and self.k.goes_image_by_image(links, end - begin, dtype)
+            if whole and isinstance(pending, BatchNormGrad):
+                done = self.k.chain_backward(links, ins, pending, cores)
+            else:
+                dy = self._part(self.known_image(call.args[5]), begin, end)
+                way = self.k.chain_backward if whole else partial(self._by_links, to_x=to_x)
+                done = way(links, ins, dy, cores)
+            for link, news in zip(links, done[1]):
+                for source, new in zip(link.sources, news):
                     old = grads[source]
                     grads[source] = new if old is None else self.bind(relax.op.add(old, new))
-                if j > 0 or to_x:
-                    g = self.k.conv_input_grad(link, g, cores)
-            parts.append(g)
+            parts.append(done[0])
         for i, core in enumerate(call.args[1:5]):
             if grads[i] is None:
                 grads[i] = self.bind(relax.op.zeros(core.ty.shape, str(core.ty.dtype)))
         return [self._joined(parts, x) if to_x else None, *grads]
 
+    def _by_links(
+        self,
+        links: list[Link],
+        ins: list[relax.Var | None],
+        dy: relax.Var,
+        cores: list[relax.Expr],
+        to_x: bool,
+    ) -> tuple[relax.Var, list[list[relax.Var]]]:
+        """Gradients of a chain, with kernels for each link."""
+        if len(links) > 1 and ins[1] is None:
+            ins = [*ins[:1], *self.k.chain(links[:1], ins[0], cores), *ins[2:]]
+        back = links if to_x else links[1:]
+        outs = [dy, *(self.k.chain_input_grads(back, dy, cores) if back else [])]
+        each = zip(links, ins, outs[len(links) - 1 :: -1], strict=True)
+        return outs[-1], [self.k.conv_weight_grads(link, x, g) for link, x, g in each]
+
     # -- normalisation -----------------------------------------------------------------------
 
     def _batch_norm(self, var: relax.Var, call: relax.Call) -> list | None:
+        if _over_features(call):
+            return flat_batch_norm(self, call)
         if int(call.attrs["axis"]) != len(known_dims(call.args[0])) - 3:
             return None
         x = self.image(call.args[0])
@@ -218,47 +249,84 @@ class _Lowering(Converter):
         return [Normalised(x, (gamma, beta, *stats[2:])), *stats]
 
     def _batch_norm_backward(self, _var: relax.Var, call: relax.Call) -> list | None:
+        if _over_features(call):
+            return flat_batch_norm_backward(self, call)
         if int(call.attrs["axis"]) != len(known_dims(call.args[0])) - 3:
             return None
         x = self.image(call.args[0])
         if x is None:
             return None
-        dy = self.known_image(call.args[4])
         channel = [self.get(a) for a in call.args[1:4]]
-        dx, *grads = self.k.batch_norm_backward(x.expr, channel, dy.expr)
-        return [replace(x, expr=dx), *grads]
+        pending = self.pending(call.args[4])
+        sums = self._neuron_sums(pending, x, channel) if isinstance(pending, NeuronGrad) else None
+        dy = self.known_image(call.args[4])
+        if sums is None:
+            sums = self.k.batch_norm_sums(x.expr, channel[1:], dy.expr)
+        return [BatchNormGrad(x, (*channel, dy.expr, *sums)), *sums]
+
+    def _neuron_sums(
+        self, grad: NeuronGrad, x: Image, channel: Sequence[relax.Expr]
+    ) -> list[relax.Var]:
+        """Compute a neuron's gradient with the (dgamma, dbeta) of a batch norm of ``x``."""
+        mean, rstd = channel[1:]
+        neuron, args = grad.neuron, [*grad.args, *([] if grad.side is None else [grad.side])]
+        if neuron.norm and list(grad.args[:1]) + list(grad.args[3:5]) == [x.expr, mean, rstd]:
+            neuron = replace(neuron, sums="own")
+        else:
+            neuron = replace(neuron, sums="other")
+            args += [x.expr, mean, rstd]
+        self.made[grad.key], *sums = self.k.lif_backward(neuron, args)
+        return sums
 
     # -- neurons -----------------------------------------------------------------------------
 
-    def _neuron(self, call: relax.Call) -> tuple[TrainedNeuron, Image, list[relax.Expr]] | None:
-        """What a neuron computes, its input, and the kernel's first arguments."""
+    def _neuron(
+        self, call: relax.Call, with_side: bool
+    ) -> tuple[TrainedNeuron, Image, list[relax.Expr]] | None:
+        """What a neuron computes, its input, and the kernel's first arguments.
+
+        A sum with a batch norm is computed by the neuron's kernel too where ``with_side``.
+        """
         attrs = lif_attrs_of(call)
         x, shape = call.args[0], known_dims(call.args[0])
         if attrs.decay_operand or attrs.threshold_operand or len(shape) != 5:
             return None
         if not self.is_image(x) and shape[-1] * shape[-2] == 1:
             return None
-        norm = self.lazy.get(x) if isinstance(x, relax.Var) and x not in self.images else None
+        norm = self.pending(x)
+        if not isinstance(norm, Normalised) or (norm.side is not None and not with_side):
+            norm = None
         image = norm.x if norm is not None else self.known_image(x)
         image = replace(image, lead=tuple(shape[:2]))
         args: list[relax.Expr] = [image.expr, *(norm.channel if norm is not None else ())]
+        side = norm is not None and norm.side is not None
+        if side:
+            args.append(norm.side)
         zero = self.is_zero(call.args[1])
         if not zero:
             args.append(self.known_image(call.args[1]).expr)
-        return TrainedNeuron(attrs, shape[0], norm is not None, not zero), image, args
+        neuron = TrainedNeuron(attrs, shape[0], norm is not None, side, v0=not zero)
+        return neuron, image, args
 
     def _lif(self, var: relax.Var, call: relax.Call) -> list | None:
-        made = self._neuron(call)
+        if _of_features(call):
+            return flat_lif(self, var, call)
+        made = self._neuron(call, True)
         if made is None:
             return None
         neuron, x, args = made
-        neuron = replace(neuron, v_last=(var, 1) in self.item_reads)
-        out = self.k.lif(neuron, args)
-        last = Image(out[1], x.lead[1:]) if neuron.v_last else None
-        return [replace(x, expr=out[0]), last]
+        last = (var, 1) in self.item_reads
+        neuron = replace(neuron, compact=True, membrane=neuron.side, v_last=last)
+        spikes, *more = self.k.lif(neuron, args)
+        self.compact[spikes] = str(x.expr.ty.dtype)
+        if neuron.membrane:
+            self.made[self.lazy[call.args[0]].key] = more.pop(0)
+        return [replace(x, expr=spikes), Image(more[0], x.lead[1:]) if last else None]
 
     def _lif_backward(self, var: relax.Var, call: relax.Call) -> list | None:
-        made = self._neuron(call)
+        if _of_features(call):
+            return flat_lif_backward(self, var, call)
+        made = self._neuron(call, False)
         if made is None:
             return None
         neuron, x, args = made
@@ -268,13 +336,14 @@ class _Lowering(Converter):
         args.append(self.known_image(dspikes).expr)
         if not zero:
             args.append(self.known_image(dv_last).expr)
+        if not neuron.dv0:
+            return [NeuronGrad(x, neuron, tuple(args)), None]
         out = self.k.lif_backward(neuron, args)
-        dv0 = Image(out[1], x.lead[1:]) if neuron.dv0 else None
-        return [replace(x, expr=out[0]), dv0]
+        return [replace(x, expr=out[0]), Image(out[1], x.lead[1:])]
 
     # -- everything else ---------------------------------------------------------------------
 
-    def _elementwise(self, _var: relax.Var, call: relax.Call) -> Image | None:
+    def _elementwise(self, var: relax.Var, call: relax.Call) -> Image | bool | None:
         if not any(self.is_image(a) for a in call.args):
             return None
         shape = tuple(known_dims(call))
@@ -285,10 +354,9 @@ class _Lowering(Converter):
         if op_name(call) == "relax.add":
             for zero, other in (call.args, list(reversed(call.args))):
                 if self.is_zero(zero) and tuple(known_dims(other)) == shape:
-                    return self.image(other)
-            done = self._add_normalised(call)
-            if done is not None:
-                return done
+                    return self.image(other, compact=True)
+            if self._add_lazily(var, call):
+                return True
         args, lead = [], shape[:-3]
         for arg in call.args:
             size = known_dims(arg)
@@ -299,27 +367,32 @@ class _Lowering(Converter):
         out = self.bind(relax.Call(call.op, args, call.attrs, call.ty_args))
         return Image(out, lead)
 
-    def _add_normalised(self, call: relax.Call) -> Image | None:
-        """``batch_norm(x) + side`` in one pass."""
-        for norm, side in (call.args, list(reversed(call.args))):
-            if norm in self.lazy and norm not in self.images and side.ty.ndim == norm.ty.ndim:
-                other, value = self.known_image(side), self.lazy[norm]
-                expr = self.k.batch_norm_apply(value.x.expr, value.channel, other.expr)
-                return Image(expr, other.lead)
+    def _add_lazily(self, var: relax.Var, call: relax.Call) -> bool | None:
+        """The sum of a value that its reader computes and another one, left to the reader too."""
+        for lazy, other in (call.args, list(reversed(call.args))):
+            value = self.pending(lazy)
+            if not isinstance(value, Normalised | NeuronGrad) or value.side is not None:
+                continue
+            if known_dims(other) != known_dims(lazy):
+                continue
+            side = self.known_image(other)
+            if isinstance(value, NeuronGrad):
+                value = replace(value, neuron=replace(value.neuron, side=True))
+            self.lazy[var] = replace(value, x=replace(value.x, lead=side.lead), side=side.expr)
+            return True
         return None
 
     def _reshaped(self, var: relax.Var, call: relax.Call) -> Image | bool | None:
         x, shape = call.args[0], known_dims(call)
         if not self.is_image(x):
             return None
-        value = self.lazy[x].x if x not in self.images else self.images[x]
-        lead = value.reshaped(shape)
+        image = self.images[x] if x in self.images else self.lazy[x].x
+        lead = image.reshaped(shape)
         if lead is None:
             return None
         if x in self.images:
-            return replace(value, lead=lead)
-        old = self.lazy[x]
-        self.lazy[var] = Normalised(replace(old.x, lead=lead), old.channel)
+            return replace(image, lead=lead)
+        self.lazy[var] = replace(self.lazy[x], x=replace(image, lead=lead))
         return True
 
     def _broadcast(self, _var: relax.Var, call: relax.Call) -> Image | None:
@@ -372,6 +445,18 @@ class _Lowering(Converter):
         return Image(self.reshape(out, (1, *known_dims(out))), lead)
 
 
+def _over_features(call: relax.Call) -> bool:
+    """Whether a batch norm normalises the columns of a matrix."""
+    return int(call.attrs["axis"]) == 1 and len(known_dims(call.args[0])) == 2
+
+
+def _of_features(call: relax.Call) -> bool:
+    """Whether a neuron is one of a fully connected layer, [T, N, features]."""
+    attrs = lif_attrs_of(call)
+    operands = attrs.decay_operand or attrs.threshold_operand
+    return not operands and len(known_dims(call.args[0])) == 3
+
+
 _POOL_ATTRS = ("pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad")
 _POOLS: dict[str, Callable[..., relax.Expr]] = {
     "relax.nn.max_pool2d": relax.op.nn.max_pool2d,
@@ -405,6 +490,7 @@ _HANDLERS = {
     "relax.mean": _Lowering._reduced,
     "relax.sum": _Lowering._reduced,
     **dict.fromkeys(_POOLS, _Lowering._pool),
+    **LINEAR_HANDLERS,
 }
 
 Lowering = _Lowering

@@ -64,6 +64,20 @@ def test_some_input_channels(tools):
     np.testing.assert_allclose(dw, oracle(stage, x, dy)[:, :5], rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["cross", "square strided, odd channels", "several strips"])
+def test_spikes_as_bytes(tools, name):
+    stage, images, units = CASES[name]
+    x, dy, dw = operands(stage, images, "float32")
+    spikes = (x > 0.5).astype("uint8")
+    kernel = weight_grad(stage, images, "float32", tools.isa, units, x_dtype="uint8")
+    tools.run(kernel, spikes, dy, dw)
+    again = np.empty_like(dw)
+    tools.run(
+        weight_grad(stage, images, "float32", tools.isa, units), spikes.astype("float32"), dy, again
+    )
+    np.testing.assert_array_equal(dw, again)
+
+
 def test_same_bits_every_time(tools):
     stage = Stage(CROSS, (16, 16), (16, 16), 8, 24)
     x, dy, dw = operands(stage, 32, "float32")
