@@ -61,7 +61,7 @@ class ToTrainingKernels(ModulePass):
         """Apply the pass."""
         bb = relax.BlockBuilder()
         kernels = TrainingKernels(bb, self.target)
-        return rewrite_functions(mod, bb, lambda func: _Lowering(bb, kernels, func))
+        return rewrite_functions(mod, bb, lambda func: _CpuLowering(bb, kernels, func))
 
 
 def rewrite_functions(
@@ -189,10 +189,8 @@ class _Lowering(Converter):
         return self._joined(parts, x)
 
     def _tt_backward(self, var: relax.Var, call: relax.Call) -> list:
-        x, cores = (
-            self.known_image(call.args[0], compact=True),
-            [self.get(g) for g in call.args[1:5]],
-        )
+        x = self.known_image(call.args[0], compact=True)
+        cores = [self.get(g) for g in call.args[1:5]]
         to_x = (var, 0) in self.item_reads
         grads: list[relax.Expr | None] = [None] * 4
         parts, ranges = [], self._tt_parts(call)
@@ -490,8 +488,16 @@ _HANDLERS = {
     "relax.mean": _Lowering._reduced,
     "relax.sum": _Lowering._reduced,
     **dict.fromkeys(_POOLS, _Lowering._pool),
-    **LINEAR_HANDLERS,
 }
 
 Lowering = _Lowering
 """For targets that compute the same operators by kernels of their own."""
+
+
+class _CpuLowering(Lowering):
+    """Fully connected layers too."""
+
+    def convert(self, var: relax.Var, value: relax.Expr) -> Image | list | relax.Expr | bool | None:
+        """By the operator's handler."""
+        handler = LINEAR_HANDLERS.get(op_name(value))
+        return super().convert(var, value) if handler is None else handler(self, var, value)
