@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import tvm
 from tvm import relax
@@ -100,7 +101,7 @@ class TrainingKernels:
         x: relax.Var,
         sources: Sequence[relax.Expr],
         first: int = 0,
-    ) -> list[relax.Var | None]:
+    ) -> list[Any]:
         """The results of all links of a chain, of an image (spikes may be bytes).
 
         Args:
@@ -209,6 +210,7 @@ class TrainingKernels:
         if len(links) > 1:
             weights.append(self._weight(links[0], links[0].forward, sources, False, None, dtype))
         read = [x for i, x in enumerate(inputs) if i != 1]
+        shapes: list[tuple[int, ...]]
         shapes = [(1, images, *links[0].stage.in_size, links[0].stored[0])]
         shapes += [(len(k.stage.taps), k.rows, k.stage.out_channels) for k in kinds]
 

@@ -86,7 +86,7 @@ class _Products:
 def _transposed(c: Converter, expr: relax.Expr) -> relax.Expr | None:
     """The matrix whose transpose a value is."""
     value = c.bound.get(expr) if isinstance(expr, relax.Var) else None
-    if op_name(value) != "relax.permute_dims" or value.args[0].ty.ndim != 2:
+    if value is None or op_name(value) != "relax.permute_dims" or value.args[0].ty.ndim != 2:
         return None
     axes = value.attrs.axes
     return value.args[0] if axes is None or [int(a) for a in axes] == [1, 0] else None
@@ -94,16 +94,18 @@ def _transposed(c: Converter, expr: relax.Expr) -> relax.Expr | None:
 
 def _matmul(c: Converter, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
     a, b = call.args
-    shapes = dims(a), dims(b)
-    if None in shapes or len(shapes[1]) != 2 or len(shapes[0]) < 2 or 0 in known_dims(call):
+    rows, columns = dims(a), dims(b)
+    if rows is None or columns is None or len(columns) != 2 or len(rows) < 2:
+        return None
+    if 0 in known_dims(call):
         return None
     dtypes = {str(v.ty.dtype) for v in (a, b, call)}
     if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
         return None
     products, left, right = _Products(c), _transposed(c, a), _transposed(c, b)
-    if left is not None and right is None and len(shapes[0]) == 2:
+    if left is not None and right is None and len(rows) == 2:
         return products.transposed_times(c.get(left), c.get(b))
-    flat = c.reshape(c.bind(c.get(a)), (prod(shapes[0][:-1]), shapes[0][-1]))
+    flat = c.reshape(c.bind(c.get(a)), (prod(rows[:-1]), rows[-1]))
     if right is not None:
         out = products.times_transposed(flat, c.get(right))
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from math import prod
 
 import tvm
@@ -203,8 +202,10 @@ class _Lowering(Converter):
                 done = self.k.chain_backward(links, ins, pending, cores)
             else:
                 dy = self._part(self.known_image(call.args[5]), begin, end)
-                way = self.k.chain_backward if whole else partial(self._by_links, to_x=to_x)
-                done = way(links, ins, dy, cores)
+                if whole:
+                    done = self.k.chain_backward(links, ins, dy, cores)
+                else:
+                    done = self._by_links(links, ins, dy, cores, to_x)
             for link, news in zip(links, done[1]):
                 for source, new in zip(link.sources, news):
                     old = grads[source]
@@ -218,7 +219,7 @@ class _Lowering(Converter):
     def _by_links(
         self,
         links: list[Link],
-        ins: list[relax.Var | None],
+        ins: Sequence[relax.Var | None],
         dy: relax.Var,
         cores: list[relax.Expr],
         to_x: bool,
@@ -291,19 +292,20 @@ class _Lowering(Converter):
             return None
         if not self.is_image(x) and shape[-1] * shape[-2] == 1:
             return None
-        norm = self.pending(x)
-        if not isinstance(norm, Normalised) or (norm.side is not None and not with_side):
-            norm = None
+        found = self.pending(x)
+        norm = None
+        if isinstance(found, Normalised) and (with_side or found.side is None):
+            norm = found
         image = norm.x if norm is not None else self.known_image(x)
         image = replace(image, lead=tuple(shape[:2]))
         args: list[relax.Expr] = [image.expr, *(norm.channel if norm is not None else ())]
-        side = norm is not None and norm.side is not None
-        if side:
-            args.append(norm.side)
+        side = norm.side if norm is not None else None
+        if side is not None:
+            args.append(side)
         zero = self.is_zero(call.args[1])
         if not zero:
             args.append(self.known_image(call.args[1]).expr)
-        neuron = TrainedNeuron(attrs, shape[0], norm is not None, side, v0=not zero)
+        neuron = TrainedNeuron(attrs, shape[0], norm is not None, side is not None, v0=not zero)
         return neuron, image, args
 
     def _lif(self, var: relax.Var, call: relax.Call) -> list | None:
