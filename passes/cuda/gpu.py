@@ -26,6 +26,7 @@ class Gpu:
         shared: bytes of static shared memory that a block can have.
         resident_threads: most threads of a multiprocessor.
         hiding_threads: threads of a multiprocessor that keep its lanes busy, a guess.
+        l2_bytes: bytes that a multiprocessor gets from the second-level cache in a cycle, a guess.
     """
 
     arch: str
@@ -34,6 +35,7 @@ class Gpu:
     shared: int = 48 * 1024
     resident_threads: int = 2048
     hiding_threads: int = 512
+    l2_bytes: float = 24.0
 
     def vector(self, dtype: str) -> int:
         """Elements of a 16-byte access."""

@@ -53,8 +53,8 @@ def default_tile(spec: ConvSpec, batch: int | None, gpu: Gpu) -> ConvTile:
     """The tile with the least modelled time.
 
     The time of a block is that of its multiply-adds, slowed down by the loads from shared memory
-    that each needs (the smaller the tile of a thread, the more) and by too few warps to hide
-    latency; blocks are dealt out to the multiprocessors in rounds. A model, not a measurement.
+    that each needs (the smaller the tile of a thread, the more), and of fetching its operands (the
+    smaller the tile of a block, the more), the first longer where few warps hide latency; blocks are dealt out to the multiprocessors in rounds. A model, not a measurement.
     """
     images = (batch or 8) * (spec.T if spec.folded else 1)
     pixels = images * prod(spec.stage.out_size)
@@ -109,8 +109,11 @@ def _time(tile: ConvTile, spec: ConvSpec, pixels: int, steps: int, gpu: Gpu) -> 
         * (1 if s.still or spec.folded else s.end - s.begin)
         for s in spec.segments
     )
-    # multiply-adds of a block, for each lane of a multiprocessor
+    # cycles of a block: its multiply-adds, and its operands on their way from the cache
     busy = tile.pixels * tile.channels * work / gpu.lanes
+    itemsize = 8 if spec.dtype == "float64" else 4
+    fetched = (tile.time * tile.pixels + tile.channels) * itemsize * work / tile.time
+    fetching = fetched / gpu.l2_bytes
     loads = 1 + 2.0 * (outputs + tile.columns) / (outputs * tile.columns)
     # blocks that share a multiprocessor hide each other's latency
     resident = min(max(1, blocks / gpu.multiprocessors), gpu.resident_threads / tile.threads)
@@ -119,4 +122,4 @@ def _time(tile: ConvTile, spec: ConvSpec, pixels: int, steps: int, gpu: Gpu) -> 
         busy /= 8  # tensor cores wait for shared memory most of the time
     rounds = max(1.0, blocks / gpu.multiprocessors)
     rounds = ceil(rounds) if rounds < 8 else rounds
-    return rounds * busy * loads / hidden
+    return rounds * (busy * loads / hidden + fetching)

@@ -1,0 +1,90 @@
+"""The convolution kernel with tiles of every kind against NumPy, and which ones are chosen."""
+
+from __future__ import annotations
+
+import pytest
+
+from ttsnn.passes.cuda import layers_to_kernels
+from ttsnn.passes.cuda.gpu import gpu_of
+from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment
+from ttsnn.passes.cuda.kernels.conv_tile import ConvTile, default_tile
+from ttsnn.targets import get_target
+
+from ..cpu_kernels.oracle import (  # noqa: TID252
+    CROSS,
+    assert_same,
+    chain,
+    expected,
+    layer,
+    random_operands,
+)
+from .emulated import emulated, run_layers
+
+# time, pixels, channels, depth, rows, columns
+TILES = [
+    ConvTile(1, 128, 64, 16, 8, 4),
+    ConvTile(1, 32, 128, 8, 16, 4),
+    ConvTile(2, 64, 32, 16, 4, 8),
+    ConvTile(4, 16, 64, 16, 4, 4),
+    ConvTile(4, 8, 16, 32, 1, 4),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tiles(monkeypatch, dtype):
+    """One layer with each tile: more pixels and channels than a tile holds, and fewer."""
+    tiles = iter([tile for tile in TILES for _ in range(2)])
+    monkeypatch.setattr(layers_to_kernels, "default_tile", lambda *_: next(tiles))
+    cases = []
+    for i in range(len(TILES)):
+        # another name for each, so that none is shared
+        for size, channels in (((5, 6), (20 + 4 * i, 40)), ((9, 9), (6 + i, 72))):
+            config = layer(
+                chain(size, channels, (CROSS,), {0: (2, 1)}), T=4, residual=True, dtype=dtype
+            )
+            cases.append((config, random_operands(config, 2, i)))
+    for (config, operands), got in zip(cases, run_layers(cases), strict=True):
+        assert_same(got, expected(config, operands), dtype)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_tiles_of_fragments(monkeypatch, precision):
+    """Several warps and fragments of a warp in both directions give what one gives."""
+    config = layer(chain((9, 9), (20, 72), (CROSS,)), T=4, dtype="float32", emit=("membrane",))
+    operands = random_operands(config, 1)
+    results = []
+    for tile in (
+        ConvTile(4, 16, 16, 16, 2, 2),
+        ConvTile(2, 64, 32, 16, 4, 4),
+        ConvTile(1, 32, 64, 16, 2, 8),
+    ):
+        monkeypatch.setattr(layers_to_kernels, "default_tile", lambda *_, tile=tile: tile)
+        (got,) = run_layers([(config, operands)], target=emulated({"precision": precision}))
+        results.append(got["membrane"])
+    want = expected(config, operands)["membrane"]
+    assert abs(results[0] - want).max() < 0.1
+    for other in results[1:]:
+        assert abs(other - results[0]).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [1, 128])
+def test_default_tiles_fit(dtype, batch):
+    """At most 256 threads and 48 KiB; more pixels a block where there are more."""
+    gpu = gpu_of(get_target("cuda:arch=sm_90").tvm_target)
+    (stage,) = chain((16, 16), (96, 128), (CROSS,))
+    part = Segment(stage, 0, 4, 4, 0, dtype)
+    spec = ConvSpec((part,), 4, False, 0, dtype, None, False, ("membrane",), dtype, dtype)
+    tile = default_tile(spec, batch, gpu)
+    assert tile.threads % 32 == 0
+    assert tile.threads <= 256
+    assert tile.shared_bytes(4 if dtype == "float32" else 8) <= 48 * 1024
+    assert (tile.pixels * tile.channels >= 2048) == (batch == 128)
+
+
+def test_unknown_gpu():
+    target = tvm.target.Target({"kind": "cuda", "arch": "sm_103"})
+    assert (
+        gpu_of(target).multiprocessors
+        == gpu_of(get_target("cuda:arch=sm_100").tvm_target).multiprocessors
+    )
