@@ -52,9 +52,10 @@ class ConvTile:
 def default_tile(spec: ConvSpec, batch: int | None, gpu: Gpu) -> ConvTile:
     """The tile with the least modelled time.
 
-    The time of a block is that of its multiply-adds, slowed down by the loads from shared memory
-    that each needs (the smaller the tile of a thread, the more), and of fetching its operands (the
-    smaller the tile of a block, the more), the first longer where few warps hide latency; blocks are dealt out to the multiprocessors in rounds. A model, not a measurement.
+    The time of a block is that of its multiply-adds and of fetching its operands. The first is
+    longer the more loads from shared memory each needs (the smaller the tile of a thread) and
+    where few warps hide latency, the second the smaller the tile of the block is. Blocks are dealt
+    out to the multiprocessors in rounds. A model, not a measurement.
     """
     images = (batch or 8) * (spec.T if spec.folded else 1)
     pixels = images * prod(spec.stage.out_size)
