@@ -103,12 +103,18 @@ class _Totals:
 
 
 def batch_norm_stats(
-    shape: Sequence[int], dtype: str, gpu: Gpu, epsilon: float, momentum: float
+    shape: Sequence[int],
+    dtype: str,
+    gpu: Gpu,
+    epsilon: float,
+    momentum: float,
+    repeats: int = 1,
 ) -> PrimFunc:
     """The function (x, running_mean, running_var, new_mean, new_var, mean, rstd).
 
     Sums are of ``x - s`` and ``(x - s)²``, s being the channel's first value, so that a mean far
-    from zero cancels nothing.
+    from zero cancels nothing. x may stand for ``repeats`` copies of itself: the unbiased variance
+    counts them all.
     """
     k = _Sums(shape, dtype, gpu)
     b, n = k.b, float(k.pixels)
@@ -128,7 +134,8 @@ def batch_norm_stats(
         mean = b.bind(load(x, c).astype(WIDE) + moved, "m")
         values = [
             momentum * mean + (1.0 - momentum) * load(old_mean, c).astype(WIDE),
-            momentum * (squares / (n - 1.0)) + (1.0 - momentum) * load(old_var, c).astype(WIDE),
+            momentum * (squares / ((repeats * n - 1.0) / repeats))
+            + (1.0 - momentum) * load(old_var, c).astype(WIDE),
             mean,
             1.0 / tirx.sqrt(squares / n + epsilon),
         ]

@@ -122,13 +122,18 @@ class _Kernels:
         )[0]
 
     def batch_norm_stats(
-        self, x: relax.Var, running: Sequence[relax.Expr], epsilon: float, momentum: float
+        self,
+        x: relax.Var,
+        running: Sequence[relax.Expr],
+        epsilon: float,
+        momentum: float,
+        repeats: int,
     ) -> list[relax.Var]:
         """(new running mean, new running variance, mean, 1/σ)."""
         shape, dtype = tuple(known_dims(x)), _dtype(x)
         return self.call(
-            ("batch_norm_stats", shape, dtype, epsilon, momentum),
-            lambda: batch_norm_stats(shape, dtype, self.gpu, epsilon, momentum),
+            ("batch_norm_stats", shape, dtype, epsilon, momentum, repeats),
+            lambda: batch_norm_stats(shape, dtype, self.gpu, epsilon, momentum, repeats),
             [x, *running],
             [shape[-1:]] * 4,
             dtype,
@@ -273,7 +278,8 @@ class _CudaLowering(Lowering):
             return None
         gamma, beta, *running = (self.get(a) for a in call.args[1:])
         epsilon, momentum = float(call.attrs["epsilon"]), float(call.attrs["momentum"])
-        stats = self.gpu_kernels.batch_norm_stats(x.expr, running, epsilon, momentum)
+        repeats = int(call.attrs.get("repeats", 1))
+        stats = self.gpu_kernels.batch_norm_stats(x.expr, running, epsilon, momentum, repeats)
         mean, rstd = stats[2:]
         y = self.bind(relax.op.multiply(self.bind(relax.op.subtract(x.expr, mean)), rstd))
         y = self.bind(relax.op.add(self.bind(relax.op.multiply(y, gamma)), beta))
