@@ -1,0 +1,45 @@
+"""The checks of these tests notice a kernel that lacks a barrier."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import tvm
+
+from ttsnn.cuda import emulator
+from ttsnn.passes.cuda.emulated import EmulatedCudaTarget
+
+from ..cpu_kernels.oracle import CROSS, chain, layer, random_operands  # noqa: TID252
+from .emulated import run_layers
+
+
+class Careless(EmulatedCudaTarget):
+    """Leaves out one of the barriers."""
+
+    left_out = 0
+    found = 0
+
+    def device_compiler(self):
+        compiler = super().device_compiler()
+
+        def careless(source):
+            places = [m.span() for m in re.finditer(r"__syncthreads\(\);", source)]
+            self.found = len(places)
+            begin, end = places[self.left_out]
+            return compiler(source[:begin] + source[end:])
+
+        return careless
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_a_missing_barrier_is_noticed(left_out):
+    """Before shared memory is written again, and between its writing and its reading."""
+    config = layer(chain((6, 6), (24, 20), (CROSS,)), T=2, lif=None)
+    operands = random_operands(config, 2)
+    target = Careless({"memory": "exact"})
+    target.left_out = left_out
+    with pytest.raises(tvm.error.InternalError, match="other results when its threads run in rev"):
+        run_layers([(config, operands)], target=target)
+    assert target.found == 2
+    emulator.take_report()
