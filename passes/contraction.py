@@ -166,7 +166,7 @@ def merge(first: Contraction, second: Contraction) -> Contraction:
         for ta in a.taps
     ]
     weight = np.einsum("aim,bmo->baio", wa.astype(np.float64), wb.astype(np.float64))
-    weight = weight.reshape(len(taps), a.in_channels, b.out_channels)
+    weight = weight.reshape(len(taps), *weight.shape[2:])
     places, weight = _unique(taps, weight)
     strides = (a.strides[0] * b.strides[0], a.strides[1] * b.strides[1])
     stage = Stage(tuple(places), a.in_size, b.out_size, a.in_channels, b.out_channels, strides)

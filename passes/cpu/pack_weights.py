@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tvm
 from tvm import relax
 
 from ttsnn.passes.cpu.kernels import cpu_layer, layer_config_of, pack_layer_weights
+from ttsnn.passes.cpu.kernels.tiles import LayerTiles
+from ttsnn.passes.cpu.layer_config import LayerConfig
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
+from ttsnn.passes.shapes import known_dims
 from ttsnn.passes.static_values import op_name
 
-__all__ = ["PackWeights"]
+__all__ = ["PackWeights", "TilesOf"]
+
+TilesOf = Callable[[LayerConfig, int | None], LayerTiles | None]
+"""Tiles of a layer with plain weights, for a batch size (None: symbolic); None: the defaults."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="PackWeights")
@@ -19,21 +27,25 @@ class PackWeights(ModulePass):
 
     Args:
         target: the CPU whose vector width decides the panels.
+        tiles: asked for the tiles of each layer, which have a say in the panels; the layer
+            carries its answer on to the schedule rule. None leaves them to the rule.
     """
 
-    def __init__(self, target: tvm.target.Target) -> None:
+    def __init__(self, target: tvm.target.Target, tiles: TilesOf | None = None) -> None:
         self.target = target
+        self.tiles = tiles
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply the pass."""
-        return prune(_Packer(mod, self.target).run())
+        return prune(_Packer(mod, self.target, self.tiles).run())
 
 
 class _Packer(BindingRewriter):
-    def __init__(self, mod: tvm.IRModule, target: tvm.target.Target) -> None:
+    def __init__(self, mod: tvm.IRModule, target: tvm.target.Target, tiles: TilesOf | None) -> None:
         super().__init__(mod)
         self.target = target
-        self._packed: dict[relax.Var, relax.Var] = {}
+        self.tiles = tiles
+        self._packed: dict[tuple[relax.Var, int], relax.Var] = {}
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr:
         if op_name(value) != "relax.cpu.layer":
@@ -44,11 +56,17 @@ class _Packer(BindingRewriter):
         values = self.static.all(weights)
         if config.packing is not None or values is None:
             return self.get(value)
-        config, packed = pack_layer_weights(config, values, self.target)
-        for weight, data in zip(weights, packed):
-            if weight not in self._packed:
-                name = self.name_of(weight) or f"{config.name}.weight"
-                self._packed[weight] = self.fresh_param(f"{name}.packed", data)
+        batch = known_dims(value.args[0])[1]
+        tiles = None
+        if self.tiles is not None:
+            tiles = self.tiles(config, batch if isinstance(batch, int) else None)
+        vectors = None if tiles is None else tiles.panel_vectors
+        config, packed = pack_layer_weights(config, values, self.target, vectors)
+        keys = [(weight, vectors or 0) for weight in weights]
+        for key, data in zip(keys, packed):
+            if key not in self._packed:
+                name = self.name_of(key[0]) or f"{config.name}.weight"
+                self._packed[key] = self.fresh_param(f"{name}.packed", data)
         rest = [self.get(a) for a in value.args[1 + count :]]
-        operands = [self.get(value.args[0]), *(self._packed[w] for w in weights), *rest]
-        return cpu_layer(config, operands)
+        operands = [self.get(value.args[0]), *(self._packed[k] for k in keys), *rest]
+        return cpu_layer(config, operands, tiles)

@@ -12,7 +12,7 @@ from ttsnn.passes.cpu.channels_last import ToChannelsLast
 from ttsnn.passes.cpu.cost import CpuCost
 from ttsnn.passes.cpu.fuse_layers import FuseLayers
 from ttsnn.passes.cpu.isa import isa_of
-from ttsnn.passes.cpu.pack_weights import PackWeights
+from ttsnn.passes.cpu.pack_weights import PackWeights, TilesOf
 from ttsnn.passes.cpu.rules import RULES
 from ttsnn.passes.cpu.schedule_kernels import ScheduleKernels
 from ttsnn.passes.fold_batch_norm import FoldBatchNorm
@@ -20,32 +20,27 @@ from ttsnn.passes.hoist_time_invariant import HoistTimeInvariant
 from ttsnn.passes.prune import Prune
 from ttsnn.passes.schedule_contractions import ScheduleContractions
 
-__all__ = ["build_passes", "lower_passes"]
+__all__ = ["build_passes", "fuse_passes", "graph_passes", "lower_passes"]
 
 
 def lower_passes(
-    target: tvm.target.Target, *, forms: str | Mapping[str, str] | None = None
+    target: tvm.target.Target,
+    *,
+    forms: str | Mapping[str, str] | None = None,
+    tiles: TilesOf | None = None,
 ) -> list[tvm.transform.Pass]:
     """Program → module of scheduled kernels and a ``main`` that calls them.
 
     Args:
         target: the CPU.
         forms: forms of TT layers in place of the cheapest, see ``ScheduleContractions``.
+        tiles: tiles of layers in place of the defaults, see ``PackWeights``.
     """
-    cost = CpuCost(lanes=isa_of(target).lanes("float32"))
     t = relax.transform
     return [
-        Prune(),
-        # before hoisting: a batch norm of a static image folds like any other
-        FoldBatchNorm(),
-        HoistTimeInvariant(),
-        # after folding: merged cores take the folded scale with them
-        ScheduleContractions(cost, forms),
-        ToChannelsLast(),
-        # what the conversion computes twice: transposes of a value with several readers
-        t.EliminateCommonSubexpr(),
-        FuseLayers(),
-        PackWeights(target),
+        *graph_passes(),
+        *fuse_passes(target, forms),
+        PackWeights(target, tiles),
         # of a reshape of a reshape the last is enough
         t.RemoveRedundantReshape(),
         # batch norms that were not folded
@@ -61,6 +56,31 @@ def lower_passes(
         ScheduleKernels(RULES, target),
         # after the rules, which may make their own functions
         AnyAlignment(),
+    ]
+
+
+def graph_passes() -> list[tvm.transform.Pass]:
+    """What is done to a program before contractions are chosen."""
+    return [
+        Prune(),
+        # before hoisting: a batch norm of a static image folds like any other
+        FoldBatchNorm(),
+        HoistTimeInvariant(),
+    ]
+
+
+def fuse_passes(
+    target: tvm.target.Target, forms: str | Mapping[str, str] | None = None
+) -> list[tvm.transform.Pass]:
+    """From there to whole layers, ``relax.cpu.layer`` with plain weights."""
+    cost = CpuCost(lanes=isa_of(target).lanes("float32"))
+    return [
+        # after folding: merged cores take the folded scale with them
+        ScheduleContractions(cost, forms),
+        ToChannelsLast(),
+        # what the conversion computes twice: transposes of a value with several readers
+        relax.transform.EliminateCommonSubexpr(),
+        FuseLayers(),
     ]
 
 

@@ -17,6 +17,8 @@ from ttsnn.passes.cpu.lower_kernels import KERNEL_PIPELINE
 from ttsnn.passes.cpu.pipeline import build_passes, lower_passes
 from ttsnn.passes.cpu.planned_memory import planned_bytes
 from ttsnn.passes.cpu.training.pipeline import training_passes
+from ttsnn.passes.cpu.tuning import LayerTask, layer_tasks
+from ttsnn.passes.cpu.tuning.tuned import BestOf, TunedLayers, tuned_layers
 from ttsnn.passes.expose_spikes import ExposeSpikes
 from ttsnn.passes.kernel_list import kernel_list
 from ttsnn.program import PARAMS
@@ -76,14 +78,40 @@ class CpuTarget(Target):
         record_spikes: bool = False,
         dump_ir: str | os.PathLike | None = None,
         forms: str | Mapping[str, str] | None = None,
+        tuned: TunedLayers | None = None,
     ) -> tvm.IRModule:
-        """Program → scheduled kernels; ``forms`` as in ``ScheduleContractions``."""
+        """Program → scheduled kernels; ``forms`` as in ``ScheduleContractions``.
+
+        ``tuned``, of :meth:`look_up`, has its own forms, and tiles.
+        """
+        tiles = None
+        if tuned is not None:
+            forms, tiles = tuned.forms, tuned.tiles
         passes = [*([ExposeSpikes()] if record_spikes else [])]
-        passes += lower_passes(self.tvm_target, forms=forms)
+        passes += lower_passes(self.tvm_target, forms=forms, tiles=tiles)
         with instruments(dump_ir), self.tvm_target:
             for step in passes:
                 mod = step(mod)
         return mod
+
+    def tuning_identity(self) -> dict[str, str]:
+        """What records of the tuner depend on."""
+        attrs = self.tvm_target.attrs
+        return {
+            "name": self.name,
+            "mtriple": str(attrs["mtriple"]),
+            "mcpu": str(attrs["mcpu"]),
+            "mattr": ",".join(str(a) for a in attrs.get("mattr", ())),
+            "isa": isa_of(self.tvm_target).name,
+        }
+
+    def tuning_tasks(self, mod: tvm.IRModule, threads: int) -> list[LayerTask]:
+        """The layers of a program, equal ones once."""
+        return layer_tasks(mod, self.tvm_target, threads)
+
+    def look_up(self, mod: tvm.IRModule, best: BestOf) -> TunedLayers:
+        """What a tuning database has for the layers of a program."""
+        return tuned_layers(mod, self.tvm_target, best)
 
     def lower_training(
         self, mod: tvm.IRModule, *, dump_ir: str | os.PathLike | None = None

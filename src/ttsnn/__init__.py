@@ -19,6 +19,7 @@ from ttsnn.errors import (
     PlanError,
     TargetError,
     TTSNNError,
+    TuningError,
 )
 from ttsnn.specs import TensorSpec
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ttsnn.runtime.net import Net, load
     from ttsnn.runtime.threads import threads
     from ttsnn.runtime.training.trainer import Trainer
+    from ttsnn.tuning.network import tune
 
 __version__ = "0.1.0"
 
@@ -42,12 +44,14 @@ __all__ = [
     "TargetError",
     "TensorSpec",
     "Trainer",
+    "TuningError",
     "__version__",
     "compare",
     "compile",
     "load",
     "plan",
     "threads",
+    "tune",
 ]
 
 _LAZY = {
@@ -59,6 +63,7 @@ _LAZY = {
     "load": "ttsnn.runtime.net",
     "threads": "ttsnn.runtime.threads",
     "Trainer": "ttsnn.runtime.training.trainer",
+    "tune": "ttsnn.tuning.network",
 }
 
 

@@ -94,6 +94,7 @@ def compile(
     options: ModelOptions | None = None,
     training: bool = False,
     activation_checkpointing: bool = False,
+    database: str | os.PathLike | bool | None = None,
 ) -> Any:
     """Compile a spiking network.
 
@@ -121,6 +122,8 @@ def compile(
             ``dynamic_batch`` are for inference alone.
         activation_checkpointing: with ``training``: backward computes activations again instead
             of keeping them. Less memory, more time, the same bits.
+        database: folder of records of :func:`ttsnn.tune` for the target; None takes those of the
+            default place, if any; False takes none.
 
     Returns:
         The network, ready to be called: a :class:`CompiledModel`, or a ``torch.nn.Module`` to
@@ -170,6 +173,7 @@ def compile(
             plan=chosen,
             record_spikes=record_spikes,
             watch=watch,
+            database=database,
         )
     if out is not None:
         with watch("save"):
@@ -259,15 +263,20 @@ def build(
     plan: Any = None,
     record_spikes: bool = False,
     watch: _Stopwatch | None = None,
+    database: str | os.PathLike | bool | None = None,
 ) -> CompiledModel:
     """Compile a program (imported, decomposed) for a target."""
     from ttsnn.targets import get_target
+    from ttsnn.tuning.lookup import look_up
 
     watch = watch or _Stopwatch()
     chosen = get_target(target)
     outputs = len(_outputs(mod))
+    with watch("tuned"):
+        tuned = look_up(mod, chosen, database)
     with watch("lower"):
-        lowered = chosen.lower(mod, record_spikes=record_spikes)
+        options = {} if tuned is None else {"tuned": tuned}
+        lowered = chosen.lower(mod, record_spikes=record_spikes, **options)
     with watch("codegen"):
         executable = chosen.build(lowered)
     meta = _meta(lowered) or _meta(mod)
@@ -294,7 +303,8 @@ def build(
             for k in chosen.kernels(lowered)
         ),
         spikes=tuple(s["name"] for s in exposed),
-        info=chosen.build_info(),
+        info=chosen.build_info()
+        | ({"tuning": tuned.layers} if tuned is not None and tuned.layers else {}),
     )
     return CompiledModel(executable, manifest, lowered, watch.seconds)
 

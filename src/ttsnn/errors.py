@@ -15,6 +15,7 @@ __all__ = [
     "PlanError",
     "TTSNNError",
     "TargetError",
+    "TuningError",
     "first_line",
 ]
 
@@ -54,3 +55,7 @@ class DataError(TTSNNError):
 
 class DeviceError(TTSNNError):
     """A device is missing, or failed while it ran a network."""
+
+
+class TuningError(TTSNNError):
+    """A tuning database is damaged, in use or of another target, or the tuner cannot run."""

@@ -109,6 +109,24 @@ class Target(ABC):
         """
         raise TargetError(f"target {self.name} cannot train; compile for cpu")
 
+    def tuning_identity(self) -> dict[str, str]:
+        """What the records of :func:`ttsnn.tune` depend on, as words; their database is named so.
+
+        Raises:
+            TargetError: the target cannot be tuned, which is so unless it says otherwise.
+        """
+        raise TargetError(f"target {self.name} cannot be tuned; tune for cpu")
+
+    def tuning_tasks(self, mod: tvm.IRModule, threads: int) -> list[Any]:
+        """What there is to tune in a program, for so many threads (:mod:`ttsnn.tuning`)."""
+        raise TargetError(f"target {self.name} cannot be tuned; tune for cpu")
+
+    def look_up(self, mod: tvm.IRModule, best: Any) -> Any:
+        """What a tuning database (:mod:`ttsnn.tuning.lookup`) has for a program, for
+        :meth:`lower`'s argument ``tuned``.
+        """
+        raise TargetError(f"target {self.name} cannot be tuned; tune for cpu")
+
     @abstractmethod
     def build(self, lowered: tvm.IRModule) -> Any:
         """Generate code: an executable with ``export_library``."""

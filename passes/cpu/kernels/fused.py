@@ -17,7 +17,7 @@ from tvm.tirx import PrimFunc
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.geometry import chain_regions, leaves_image
 from ttsnn.passes.cpu.kernels.output import last_stage, load_state, store_state
-from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, layer_params
+from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, LayerParams, layer_params
 from ttsnn.passes.cpu.kernels.stage import StageCall, inner_stage
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, StageTile, check_tiles
 from ttsnn.passes.cpu.kernels.tir import Body, at_most, i64
@@ -29,7 +29,12 @@ __all__ = ["fused_layer"]
 
 
 def fused_layer(
-    config: LayerConfig, batch: int | None, isa: Isa, tiles: LayerTiles, name: str
+    config: LayerConfig,
+    batch: int | None,
+    isa: Isa,
+    tiles: LayerTiles,
+    name: str,
+    params: LayerParams | None = None,
 ) -> PrimFunc:
     """The function of a layer, equal to the reference up to rounding.
 
@@ -39,12 +44,14 @@ def fused_layer(
         isa: vector width and registers.
         tiles: strip, block and register tiles.
         name: name of the function.
+        params: its arguments, where they are not exactly the layer's: weights may be longer,
+            and there may be more of them.
 
     Raises:
         PassError: if the tiles do not fit the layer.
     """
     check_tiles(config, tiles)
-    b, p = Body(), layer_params(config, batch)
+    b, p = Body(), params or layer_params(config, batch)
     height, rows = config.stages[-1].out_size[0], tiles.strip_rows
     strips = -(-height // rows)
     flat = {

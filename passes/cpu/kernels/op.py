@@ -13,7 +13,8 @@ from ttsnn.errors import PassError
 from ttsnn.ops.registry import make_call, register_attr, register_op
 from ttsnn.ops.types import as_int, differ, dims, known_dims, same_dtype, shape_text
 from ttsnn.passes.cpu.kernels.reference import reference_layer
-from ttsnn.passes.cpu.kernels.signature import operand_shapes, result_shapes
+from ttsnn.passes.cpu.kernels.signature import TILES_ATTR, operand_shapes, result_shapes
+from ttsnn.passes.cpu.kernels.tiles import LayerTiles
 from ttsnn.passes.cpu.layer_config import LayerConfig
 
 __all__ = ["OP", "cpu_layer", "layer_config_of"]
@@ -26,7 +27,9 @@ def layer_config_of(call: tvm.ir.Call) -> LayerConfig:
     return LayerConfig.from_json(str(call.attrs["config"]))
 
 
-def cpu_layer(config: LayerConfig, operands: Sequence[relax.Expr]) -> tvm.ir.Call:
+def cpu_layer(
+    config: LayerConfig, operands: Sequence[relax.Expr], tiles: LayerTiles | None = None
+) -> tvm.ir.Call:
     """A call of ``relax.cpu.layer``.
 
     Args:
@@ -34,12 +37,16 @@ def cpu_layer(config: LayerConfig, operands: Sequence[relax.Expr]) -> tvm.ir.Cal
         operands: x [x_T, N, H, W, C], weights of ``stages``, of ``half_stages``, then bias
             [Cout], residual [residual_T, N, Ho, Wo, Cout] and v0 [N, Ho, Wo, Cout] where
             ``config`` has them. Weights are [taps, Cin, Cout], or flat where packed.
+        tiles: those of its kernel; None leaves them to the schedule rule.
 
     Raises:
         PassError: if config and operands do not fit together.
     """
     _check(config)
-    return make_call(OP, operands, {"config": config.to_json()})
+    attrs = {"config": config.to_json()}
+    if tiles is not None:
+        attrs["tiles"] = tiles.to_json()
+    return make_call(OP, operands, attrs)
 
 
 def _fail(config: LayerConfig, message: str) -> NoReturn:
@@ -104,6 +111,8 @@ def _legalize(builder: relax.BlockBuilder, call: tvm.ir.Call) -> tvm.ir.Call:
     batch = known_dims(OP, "x", call.args[0].ty)[1]
     name = "layer_" + "".join(c if c.isalnum() else "_" for c in config.name)
     func = reference_layer(config, as_int(batch), name).without_attr("global_symbol")
+    if "tiles" in call.attrs:
+        func = func.with_attr(TILES_ATTR, call.attrs["tiles"])
     out = _result_types(config, batch)
     gvar = builder.add_func(func, name)
     return relax.call_tir(gvar, relax.Tuple(call.args), out[0] if len(out) == 1 else out)

@@ -21,6 +21,7 @@ __all__ = [
     "pack_layer_weights",
     "pack_weight",
     "packed_channels",
+    "packed_config",
     "packed_size",
     "panel_vectors",
     "panels",
@@ -76,8 +77,31 @@ def pack_weight(stage: Stage, weight: np.ndarray, lanes: int, max_vectors: int) 
     return np.concatenate(parts)
 
 
+def packed_config(config: LayerConfig, isa: Isa, vectors: int | None = None) -> LayerConfig:
+    """A layer whose weights are packed, without taps that never meet the image.
+
+    Args:
+        config: the layer with plain weights.
+        isa: vector width and registers.
+        vectors: in the widest panel; None takes :func:`panel_vectors`.
+    """
+
+    def trim(stage: Stage) -> Stage:
+        return replace(stage, taps=tuple(stage.taps[k] for k in useful_taps(stage)))
+
+    return replace(
+        config,
+        stages=tuple(trim(s) for s in config.stages),
+        half_stages=tuple(trim(s) for s in config.half_stages),
+        packing=(isa.lanes(config.dtype), vectors or panel_vectors(isa)),
+    )
+
+
 def pack_layer_weights(
-    config: LayerConfig, weights: Sequence[np.ndarray], target: tvm.target.Target
+    config: LayerConfig,
+    weights: Sequence[np.ndarray],
+    target: tvm.target.Target,
+    vectors: int | None = None,
 ) -> tuple[LayerConfig, list[np.ndarray]]:
     """Pack all weights of a layer for a target, without taps that never meet the image.
 
@@ -85,6 +109,7 @@ def pack_layer_weights(
         config: the layer; its weights are plain.
         weights: arrays [taps, Cin, Cout] of ``stages``, then of ``half_stages``.
         target: the CPU that the kernel is for.
+        vectors: in the widest panel; None takes :func:`panel_vectors`.
 
     Returns:
         The config that says how the weights are packed (and has fewer taps, where an image is
@@ -92,25 +117,17 @@ def pack_layer_weights(
         ``relax.cpu.layer`` in place of the plain ones.
     """
     isa = isa_of(target)
-    lanes, vectors = isa.lanes(config.dtype), panel_vectors(isa)
+    after = packed_config(config, isa, vectors)
+    packing = isa.lanes(config.dtype), vectors or panel_vectors(isa)
     stages = (*config.stages, *config.half_stages)
     if len(stages) != len(weights):
         raise PassError(f"layer {config.name}: {len(weights)} weights for {len(stages)} stages")
-    used, packed = [], []
-    for stage, weight in zip(stages, weights):
-        taps = useful_taps(stage)
-        used.append(replace(stage, taps=tuple(stage.taps[k] for k in taps)))
+    packed = []
+    for stage, used, weight in zip(stages, (*after.stages, *after.half_stages), weights):
         if len(weight) != len(stage.taps):
             raise PassError(f"layer {config.name}: {len(weight)} taps of {len(stage.taps)}")
-        packed.append(pack_weight(used[-1], weight[taps], lanes, vectors))
-    count = len(config.stages)
-    config = replace(
-        config,
-        stages=tuple(used[:count]),
-        half_stages=tuple(used[count:]),
-        packing=(lanes, vectors),
-    )
-    return config, packed
+        packed.append(pack_weight(used, weight[useful_taps(stage)], *packing))
+    return after, packed
 
 
 def useful_taps(stage: Stage) -> list[int]:

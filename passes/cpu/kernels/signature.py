@@ -12,10 +12,20 @@ from tvm.tirx import Var
 from ttsnn.passes.cpu.kernels.pack import packed_size
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 
-__all__ = ["CONFIG_ATTR", "LayerParams", "layer_params", "operand_shapes", "result_shapes"]
+__all__ = [
+    "CONFIG_ATTR",
+    "TILES_ATTR",
+    "LayerParams",
+    "layer_params",
+    "operand_shapes",
+    "result_shapes",
+]
 
 CONFIG_ATTR = "ttsnn.layer"
 """Function attribute with the LayerConfig as JSON, by which the rule knows its function."""
+
+TILES_ATTR = "ttsnn.tiles"
+"""Function attribute with the LayerTiles as JSON, where they were chosen before the rule."""
 
 Shape = tuple[int | Expr, ...]
 

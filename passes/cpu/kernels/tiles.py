@@ -5,8 +5,9 @@ The kernel is a function of the config and of these few numbers, so a tuner may 
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ttsnn.errors import PassError
 from ttsnn.passes.cpu.isa import Isa
@@ -20,7 +21,10 @@ __all__ = [
     "check_tiles",
     "default_tiles",
     "layer_panels",
+    "least_rows",
     "register_rows",
+    "tile_shapes",
+    "tiles_cost",
     "whole_image_tiles",
 ]
 
@@ -52,12 +56,34 @@ class LayerTiles:
         time_block: timesteps for which each stage runs before the next stage does; it must
             divide ``timesteps`` and ``T - timesteps``.
         stages, half_stages: one tile for each stage.
+        panel_vectors: vectors in the widest panel of packed weights; None: as many as
+            ``pack.panel_vectors`` says. Weights have to be packed for it.
     """
 
     strip_rows: int
     time_block: int
     stages: tuple[StageTile, ...]
     half_stages: tuple[StageTile, ...]
+    panel_vectors: int | None = None
+
+    def to_json(self) -> str:
+        """Compact JSON, for attributes and databases."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> LayerTiles:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            PassError: the text is nothing of the kind.
+        """
+        try:
+            d = json.loads(text)
+            for key in ("stages", "half_stages"):
+                d[key] = tuple(StageTile(**s) for s in d[key])
+            return cls(**d)
+        except (ValueError, TypeError, KeyError) as error:
+            raise PassError(f"no tiles of a layer: {text[:100]!r} ({error})") from error
 
 
 def layer_panels(config: LayerConfig, stage: Stage, isa: Isa) -> list[tuple[int, int]]:
@@ -91,7 +117,7 @@ def default_tiles(config: LayerConfig, batch: int | None, isa: Isa, threads: int
             rows = -(-height // strips)
             if best is not None and strips > 1 and rows == -(-height // (strips - 1)):
                 continue
-            cost = _cost(config, isa, rows, block, batch, threads)
+            cost = tiles_cost(config, isa, rows, block, batch, threads)
             if best is None or cost < best[0] * 0.999:
                 best = (cost, rows, block)
     assert best is not None
@@ -110,7 +136,7 @@ def whole_image_tiles(config: LayerConfig, isa: Isa) -> LayerTiles:
     return LayerTiles(rows, 1, _chain_tiles(config, config.stages, isa, rows, 1), ())
 
 
-def _cost(
+def tiles_cost(
     config: LayerConfig, isa: Isa, rows: int, block: int, batch: int | None, threads: int
 ) -> float:
     """Estimated cycles of a layer for one image and all timesteps."""
@@ -156,21 +182,21 @@ def _chain_tiles(
     for stage, region in zip(stages, regions[1:]):
         widest = max(n for _, n in layer_panels(config, stage, isa))
         vectors = -(-widest // lanes)
-        height = _least_rows(region, last_start)
-        tile = _pixels(region, height, block, vectors, register_rows(isa, vectors))
+        height = least_rows(region, last_start)
+        tile = tile_shapes(region, height, block, vectors, register_rows(isa, vectors))[0]
         weight = len(stage.taps) * stage.in_channels * stage.out_channels * size
         out.append(StageTile(*tile, 4, weight > isa.l2_bytes // 8))
     return tuple(out)
 
 
-def _pixels(
+def tile_shapes(
     region: Region, height: int, block: int, vectors: int, limit: int
-) -> tuple[int, int, int]:
-    """The (time, height, width) of at most ``limit`` rows that covers a region fastest.
+) -> list[tuple[int, int, int]]:
+    """All (time, height, width) of at most ``limit`` rows, those that cover a region fastest first.
 
     ``height`` is the least number of the region's rows that lie inside the image.
     """
-    best, choice = math.inf, (1, 1, 1)
+    found: list[tuple[float, tuple[int, int, int]]] = []
     for across in range(1, region.width + 1):
         w = -(-region.width // across)
         for down in range(1, height + 1):
@@ -181,13 +207,12 @@ def _pixels(
                 if t > 1 and (w < region.width or h < height):
                     continue
                 tiles = -(-region.width // w) * -(-region.rows // h) * (block // t)
-                cost = tiles * (w * h * t * vectors + 1.0)
-                if cost < best:
-                    best, choice = cost, (t, h, w)
-    return choice
+                found.append((tiles * (w * h * t * vectors + 1.0), (t, h, w)))
+    found.sort(key=lambda entry: entry[0])  # of equals the first stays first
+    return list(dict.fromkeys(shape for _, shape in found))
 
 
-def _least_rows(region: Region, last_start: int) -> int:
+def least_rows(region: Region, last_start: int) -> int:
     """Fewest rows of a region inside the image, over strips from row 0 to ``last_start``."""
     starts = (int(region.start(0)), int(region.start(last_start)))
     return min(min(region.rows, region.height - s) - max(0, -s) for s in starts)
@@ -205,6 +230,9 @@ def check_tiles(config: LayerConfig, tiles: LayerTiles) -> None:
             raise PassError(f"layer {config.name}: {what} in {tiles}; choose another tile")
 
     block, height = tiles.time_block, config.stages[-1].out_size[0]
+    if tiles.panel_vectors is not None and config.packing is not None:
+        packed = config.packing[1]
+        require(tiles.panel_vectors == packed, f"weights are packed in panels of {packed} vectors")
     require(1 <= tiles.strip_rows <= height, f"strip_rows must be 1…{height}")
     if config.x_T == 1:
         require(block == 1, "time_block must be 1 where the input does not change with time")
@@ -216,7 +244,7 @@ def check_tiles(config: LayerConfig, tiles: LayerTiles) -> None:
             continue
         regions = chain_regions(stages, tiles.strip_rows)
         for region, tile in zip(regions[1:], chosen):
-            rows = _least_rows(region, height - tiles.strip_rows)
+            rows = least_rows(region, height - tiles.strip_rows)
             require(1 <= tile.height <= rows, f"height of a tile must be 1…{rows}")
             require(1 <= tile.width <= region.width, f"width must be 1…{region.width}")
             require(tile.time >= 1 and block % tile.time == 0, f"time must divide {block}")

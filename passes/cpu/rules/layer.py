@@ -8,15 +8,20 @@ from tvm.tirx import IntImm, PrimFunc
 
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.kernels.fused import fused_layer
-from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR
+from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, TILES_ATTR
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, default_tiles
 from ttsnn.passes.cpu.layer_config import LayerConfig
 from ttsnn.passes.cpu.rules.replace import replaced
 
-__all__ = ["layer_rule"]
+__all__ = ["DEFAULT_THREADS", "layer_rule", "threads_of"]
 
 DEFAULT_THREADS = 2
 """Threads that a single image should keep busy where the target has no ``num-cores``."""
+
+
+def threads_of(target: Target) -> int:
+    """Threads that a single image should keep busy."""
+    return int(target.attrs.get("num-cores", 0)) or DEFAULT_THREADS
 
 
 def layer_rule(
@@ -27,7 +32,8 @@ def layer_rule(
     Args:
         func: a function that ``relax.cpu.layer`` was legalised to.
         target: the CPU.
-        tiles: tile parameters; None takes the defaults for the shapes and the CPU.
+        tiles: tile parameters; None takes those of the function's attribute, or without one
+            the defaults for the shapes and the CPU.
     """
     if func.attrs is None or CONFIG_ATTR not in func.attrs:
         return None
@@ -35,7 +41,8 @@ def layer_rule(
     size = func.params[0].shape[1]
     batch = int(size) if isinstance(size, IntImm) else None
     isa = isa_of(target)
+    if tiles is None and TILES_ATTR in func.attrs:
+        tiles = LayerTiles.from_json(str(func.attrs[TILES_ATTR]))
     if tiles is None:
-        threads = int(target.attrs.get("num-cores", 0)) or DEFAULT_THREADS
-        tiles = default_tiles(config, batch, isa, threads)
+        tiles = default_tiles(config, batch, isa, threads_of(target))
     return replaced(func, fused_layer(config, batch, isa, tiles, "layer"))

@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": "choose which layers become tensor trains, and their ranks",
     "report": "count parameters and arithmetic of a network, dense and decomposed",
     "inspect": "list the kernels of a compiled network: rule, layers, share of the time",
+    "tune": "measure forms and tiles of a network's layers, for compile to use",
     "eval": "accuracy and firing rates of a network on a dataset",
     "train": "train a network on a dataset with compiled steps, with checkpoints that resume",
     "gradcheck": "compare every parameter's gradient with PyTorch's autograd",

@@ -155,6 +155,11 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=positive, default=1, metavar="N", help="(default: 1)")
     group.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open")
     group.add_argument("--dump-ir", metavar="DIR", help="write the IR after every pass there")
+    tuned = group.add_mutually_exclusive_group()
+    tuned.add_argument("--database", metavar="DIR", help="records of `ttsnn tune` to use")
+    tuned.add_argument(
+        "--no-database", action="store_true", help="use no records (default: the target's own)"
+    )
 
 
 def options_of(args: argparse.Namespace) -> ModelOptions:
@@ -208,6 +213,7 @@ def compile_model(
             record_spikes=record_spikes,
             out=out,
             dump_ir=args.dump_ir,
+            database=False if args.no_database else args.database,
         )
 
 

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         "plan": _common.plan_summary(manifest.plan),
         "kernels": len(manifest.kernels),
         "fallback_kernels": fallbacks,
+        "tuned_layers": len(manifest.info.get("tuning", ())),
         "executed_macs": manifest.executed_macs,
         "compile_s": net.compile_s,
     }
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
             console.print(
                 f"  {data['plan']['layers']} tensor-train layers ({data['plan']['rule']})"
             )
-        console.print(f"  {len(manifest.kernels)} kernels")
+        tuned = f", {data['tuned_layers']} layers tuned" if data["tuned_layers"] else ""
+        console.print(f"  {len(manifest.kernels)} kernels{tuned}")
         _common.warn_fallbacks(fallbacks)
 
     _common.emit(args, data, show)

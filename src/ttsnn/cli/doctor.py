@@ -26,6 +26,9 @@ _OPTIONAL = {
     "onnx": "export to and import from ONNX",
     "onnxruntime": "a peer of compare",
     "matplotlib": "plots",
+    "xgboost-cpu": "tune: its cost model",
+    "cloudpickle": "tune: its workers",
+    "psutil": "tune: its workers",
 }
 
 
@@ -113,7 +116,7 @@ def _optional() -> list[Check]:
     out = []
     for package, use in _OPTIONAL.items():
         found = _installed(package)
-        detail = found or f"not installed: {use}; pip install 'ttsnn[onnx,plots]'"
+        detail = found or f"not installed: {use}; pip install 'ttsnn[onnx,plots,tune]'"
         out.append(Check(package, "ok" if found else "missing", detail))
     return out
 
