@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -42,10 +44,19 @@ def tuned(tmp_path_factory):
 
 @derived_object
 class PretendedBuilder(ms.builder.PyBuilder):
-    """Builds nothing: the candidate's choice stands for its library."""
+    """Builds nothing: a file with the candidate's choice stands for its library."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
 
     def build(self, build_inputs):
-        return [ms.builder.BuilderResult(choice_of(i.mod).to_json(), None) for i in build_inputs]
+        out = []
+        for given in build_inputs:
+            path = Path(tempfile.mkdtemp(dir=self.folder)) / "choice"
+            path.write_text(choice_of(given.mod).to_json())
+            out.append(ms.builder.BuilderResult(str(path), None))
+        return out
 
 
 @derived_object
@@ -54,10 +65,9 @@ class PretendedRunner(ms.runner.PyRunner):
 
     def run(self, runner_inputs):
         def future(path):
-            seconds = 1e-3 + zlib.crc32(path.encode()) / 2**32 * 1e-3
-            return ms.runner.RunnerFuture(
-                lambda: True, lambda: ms.runner.RunnerResult([seconds], None)
-            )
+            seconds = 1e-3 + zlib.crc32(Path(path).read_bytes()) / 2**32 * 1e-3
+            result = ms.runner.RunnerResult([seconds], None)
+            return ms.runner.RunnerFuture(lambda: True, lambda: result)
 
         return [future(str(i.artifact_path)) for i in runner_inputs]
 
@@ -65,7 +75,9 @@ class PretendedRunner(ms.runner.PyRunner):
 @pytest.fixture
 def pretended(monkeypatch):
     """Tuning without machine code."""
-    monkeypatch.setattr(tuner, "start_builder", lambda *_: PretendedBuilder())
+    monkeypatch.setattr(
+        tuner, "start_builder", lambda _build, folder, _workers: PretendedBuilder(folder)
+    )
     monkeypatch.setattr(tuner, "start_runner", lambda *_: PretendedRunner())
 
 

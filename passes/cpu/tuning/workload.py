@@ -18,12 +18,7 @@ from tvm.tirx import Evaluate, IntImm, PrimFunc
 
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.pack import packed_config
-from ttsnn.passes.cpu.kernels.signature import (
-    CONFIG_ATTR,
-    LayerParams,
-    operand_shapes,
-    result_shapes,
-)
+from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, LayerParams, layer_params
 from ttsnn.passes.cpu.layer_config import LayerConfig
 from ttsnn.passes.cpu.tuning.forms import forms_of_layer
 
@@ -71,21 +66,22 @@ def measured_params(config: LayerConfig, batch: int, isa: Isa) -> LayerParams:
     """Arguments that serve every form: as many weights as the longest chain has, each as long as
     any form's at its place. A kernel reads the front of those that it has.
     """
-    sizes: dict[str, tuple] = {}
+    declared: dict[str, tuple[tuple[int, ...], str]] = {}
+    results: dict[str, tirx.Var] = {}
     for form in forms_of_layer(config).values():
-        for name, shape in operand_shapes(packed_config(form, isa), batch):
-            if len(shape) > 1 or name == "bias":
-                sizes[name] = shape
-            else:
-                sizes[name] = (max(shape[0], *sizes.get(name, shape)),)
-    # weights first, as every form declares them: a longer chain has more of them than the first
-    order = sorted(sizes, key=lambda n: ("w" not in n, n) if n != "x" else (False, ""))
-
-    def declare(name: str, shape: tuple) -> tirx.Var:
-        return tirx.decl_buffer([IntImm("int64", s) for s in shape], config.dtype, name)
-
+        own = layer_params(packed_config(form, isa), batch)
+        results = own.results
+        for name, buffer in own.operands.items():
+            shape = tuple(int(s) for s in buffer.shape)
+            before = declared.get(name, (shape, ""))[0]
+            declared[name] = (max(shape, before), str(buffer.dtype))
+    # weights behind the input, as every form declares them; a longer chain has more of them
+    order = sorted(declared, key=lambda n: (False, "") if n == "x" else ("w" not in n, n))
     return LayerParams(
-        {name: declare(name, sizes[name]) for name in order},
-        {name: declare(name, shape) for name, shape in result_shapes(config, batch)},
+        {
+            name: tirx.decl_buffer([IntImm("int64", s) for s in shape], dtype, name)
+            for name, (shape, dtype) in ((n, declared[n]) for n in order)
+        },
+        results,
         IntImm("int64", batch),
     )
