@@ -29,6 +29,7 @@ _OPTIONAL = {
     "xgboost-cpu": "tune: its cost model",
     "cloudpickle": "tune: its workers",
     "psutil": "tune: its workers",
+    "tornado": "tune: the tracker of other devices",
 }
 
 
