@@ -27,7 +27,7 @@ from ttsnn.sources import ModelSource
 __all__ = ["IDEAS", "PHASES", "Run", "Workload", "attribution", "options_without", "prepare"]
 
 PHASES = ("inference", "training")
-IDEAS = ("fusion", "merge_cross", "recompute", "pack_spikes", "clusters", "gating")
+IDEAS = ("fusion", "merge_cross", "recompute", "pack_spikes", "neurons", "clusters", "gating")
 """What the compiler and the machine do for energy and time; each can be switched off."""
 
 

@@ -11,8 +11,9 @@ import pytest
 import tvm
 
 from ttsnn.accel_target.arch import Architecture, load_architecture
+from ttsnn.accel_target.codegen.choose import choose_variants
 from ttsnn.accel_target.codegen.generate import compile_program
-from ttsnn.accel_target.codegen.options import Options
+from ttsnn.accel_target.codegen.options import Options, Variant
 from ttsnn.accel_target.events import SimulationResult, event_index
 from ttsnn.accel_target.isa import Op
 from ttsnn.accel_target.report import least_cycles
@@ -33,8 +34,15 @@ def products(result: SimulationResult) -> dict[tuple[str, str, str], int]:
     return found
 
 
-def expected_products(forms: ModuleType, mode: str, options: Options) -> dict:
-    """The same, by hand, of a training step of ``networks.network``."""
+def expected_products(
+    forms: ModuleType, mode: str, options: Options, variants: dict[str, Variant]
+) -> dict:
+    """The same, by hand, of a training step of ``networks.network``.
+
+    What is computed again is computed once more, and only what the layer's variant names: the
+    chain's result in the forward (``again``), its intermediates (``recompute``) and its result
+    (``output``) in the backward.
+    """
     c1, c2 = CHANNELS
     chains = {}
     for layer, cin, cout, stride in (("conv1", c1, c1, 1), ("conv2", c1, c2, 2)):
@@ -48,15 +56,16 @@ def expected_products(forms: ModuleType, mode: str, options: Options) -> dict:
                 total[core] = total.get(core, 0) + macs * steps * N
         chains[layer] = total
     out = {}
-    again = options.recompute and options.fusion  # unfused, intermediates lie in DRAM
     for layer, cores in chains.items():
         for core, macs in cores.items():
             out[layer, "backward", f"w{core}"] = macs
         if mode == "ptt" and not options.merge_cross:  # both branches' products in one step
             cores = {"g1": cores["g1"], "cross": cores["g2"] + cores["g3"], "g4": cores["g4"]}
         for core, macs in cores.items():
-            out[layer, "forward", core] = out[layer, "backward", f"d{core}"] = macs
-            if again and core != "g4":
+            v = variants[layer]
+            out[layer, "backward", f"d{core}"] = macs
+            out[layer, "forward", core] = macs * (2 if v.again else 1)
+            if (v.fused and v.recompute and core != "g4") or v.output:
                 out[layer, "backward", core] = macs
     stem = T * N * forms.conv_macs(3, c1, 3, SIZE)
     short = T * N * forms.conv_macs(c1, c2, 1, SIZE, 2)
@@ -70,7 +79,7 @@ def expected_products(forms: ModuleType, mode: str, options: Options) -> dict:
 
 @pytest.mark.parametrize("mode", ["stt", "ptt", "htt"])
 @pytest.mark.parametrize("arch", ["sata", "ttsnn4"])
-@pytest.mark.parametrize("off", ["", "fusion", "recompute", "merge_cross"])
+@pytest.mark.parametrize("off", ["", "fusion", "recompute", "merge_cross", "neurons"])
 def test_every_product_is_computed_once(
     closed_forms: ModuleType, networks: ModuleType, mode: str, arch: str, off: str
 ) -> None:
@@ -83,8 +92,12 @@ def test_every_product_is_computed_once(
     )
     machine = load_architecture(arch)
     result = simulate(compile_program(mod, machine, options), machine)
+    chosen = choose_variants(mod, machine, options)
+    variants = {n: chosen if isinstance(chosen, Variant) else chosen[n] for n in ("conv1", "conv2")}
+    if not options.recompute:
+        assert not any(v.recompute or v.output for v in variants.values())
     found = products(result)
-    expected = expected_products(closed_forms, mode, options)
+    expected = expected_products(closed_forms, mode, options, variants)
     stem = [v for (_, phase, role), v in found.items() if (phase, role) == ("backward", "dw")]
     assert expected["stem", "forward", "conv"] in stem  # its weight's gradient
     for key, count in expected.items():
