@@ -116,15 +116,17 @@ def _input(u: Unit, work: Array, region: Region, dtype: str, channels: int) -> A
     own = u.config.stages[0].in_channels
     row = region.width * channels
     image = u.n * (region.height * row)
+    low, high = clip(region, u.h0)
     if not bordered:
         base = u.body.bind(image + region.start(u.h0) * row, "x_at")
         if dtype == u.config.dtype:
             return Array(u.flat["x"], base, 0, region.width, 0, channels)
-        size = region.rows * region.width * channels
-        buffer = u.body.alloc(size, u.config.dtype, "work0")
-        _copy(u, u.flat["x"], base, buffer, i64(0), size)
+        buffer = u.body.alloc(region.rows * row, u.config.dtype, "work0")
+        # rows of the region outside the image are not read, and are not there
+        with u.body.loop(high - low, "r", start=low) as r:
+            at = u.body.bind(r * row, "to")
+            _copy(u, u.flat["x"], base + at, buffer, at, row)
         return Array(buffer, i64(0), 0, region.width, 0, channels)
-    low, high = clip(region, u.h0)
     with u.body.loop(high - low, "r", start=low) as r:
         source = u.body.bind(image + (region.start(u.h0) + r) * row, "from")
         target = u.body.bind(work.at(0, r, 0), "to")
