@@ -20,7 +20,7 @@ from ttsnn.passes.training import Manifest, Slot
 from ttsnn.runtime.devices import Place, place_of
 from ttsnn.runtime.tensors import aligned_copy, kind_of
 from ttsnn.runtime.threads import apply_threads, prepare
-from ttsnn.targets import get_target
+from ttsnn.targets import Target, get_target
 
 __all__ = ["TrainingCode", "UnscheduledWarning", "build_training", "share", "to_numpy", "to_torch"]
 
@@ -113,7 +113,7 @@ class TrainingCode:
         return machine
 
 
-def build_training(mod: tvm.IRModule, target: str = "cpu") -> TrainingCode:
+def build_training(mod: tvm.IRModule, target: str | Target = "cpu") -> TrainingCode:
     """Compile a training program (:mod:`ttsnn.passes.training`).
 
     Kernels that no schedule rule took are named in a :class:`UnscheduledWarning`.

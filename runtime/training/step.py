@@ -23,6 +23,7 @@ from ttsnn.passes.training import (
 from ttsnn.program import params_of
 from ttsnn.runtime.training.code import TrainingCode, build_training, share, to_numpy, to_torch
 from ttsnn.runtime.training.exchange import Exchange
+from ttsnn.targets import Target, get_target
 
 __all__ = ["StepResult", "TrainState", "TrainStep"]
 
@@ -87,6 +88,8 @@ class TrainStep:
 
     Attributes:
         planned_mb: 10⁶ bytes of the buffers between the kernels of forward and backward.
+        target: what it was compiled for.
+        initial: the program's own values, by name.
         checkpointing: what activation checkpointing did; None without.
     """
 
@@ -99,7 +102,7 @@ class TrainStep:
         clip_norm: float | None = None,
         params: tuple[str, ...] | None = None,
         frozen_bn: bool = False,
-        target: str = "cpu",
+        target: str | Target = "cpu",
         exchange: Exchange | None = None,
         threads: int | None = None,
         activation_checkpointing: bool = False,
@@ -121,7 +124,8 @@ class TrainStep:
             ]
             self._update = build_training(mods[1], target)
         self._check(Manifest.of(mods[0]))
-        self._main = build_training(mods[0], target)
+        self.target = get_target(target)
+        self._main = build_training(mods[0], self.target)
         self.manifest = self._main.manifest
         self.checkpointing = self.manifest.options.get("activation_checkpointing")
         self.planned_mb = self._main.planned_bytes.get("main", 0) / 1e6
@@ -131,7 +135,7 @@ class TrainStep:
             for s in Manifest.of(mod).functions["main"].arguments
             if s.role in _KEPT
         }
-        self._initial = {k: v for mod in mods for k, v in params_of(mod).items()}
+        self.initial = {k: v for mod in mods for k, v in params_of(mod).items()}
         self.fallbacks = tuple(
             f for code in (self._main, self._update) if code is not None for f in code.fallbacks
         )
@@ -151,6 +155,11 @@ class TrainStep:
             raise DataError(f"the network takes {len(inputs)} inputs; training feeds one")
 
     @property
+    def executable(self) -> Any:
+        """TVM's, of the whole step where one process trains."""
+        return self._main.executable
+
+    @property
     def logits(self) -> Slot:
         """What the network returns first."""
         return next(s for s in self.manifest.functions["main"].results if s.role == "output")
@@ -168,7 +177,7 @@ class TrainStep:
             model: values by ``state_dict`` name; the program's own by default.
             optimizer: state of the optimizer; zeros by default.
         """
-        given = {**self._initial, **(model or {}), **(optimizer or {})}
+        given = {**self.initial, **(model or {}), **(optimizer or {})}
         upload = self._main.place.upload
         values = {
             (role, name): upload(np.array(given[name], dtype=slot.dtype, order="C"))

@@ -37,8 +37,11 @@ __all__ = [
     "compile",
     "decompose",
     "import_source",
+    "link_library",
     "make_plan",
     "plan",
+    "target_entry",
+    "versions",
 ]
 
 _META = "ttsnn.meta"
@@ -72,7 +75,7 @@ class CompiledModel(Net):
         Raises:
             ArtifactError: it cannot be linked or written; nothing half-written stays.
         """
-        library = _link(self.executable)
+        library = link_library(self.executable)
         return write_artifact(path, self.manifest, params_of(self.program), library)
 
 
@@ -284,7 +287,7 @@ def build(
     exposed = [] if not record_spikes else _meta(lowered).get("outputs", [])[outputs:]
     manifest = Manifest(
         model=name,
-        target=_target_entry(chosen),
+        target=target_entry(chosen),
         versions=versions(),
         inputs=tuple(TensorSpec.from_json(s) for s in meta["inputs"]),
         outputs=tuple(TensorSpec.from_json(s) for s in meta["outputs"]),
@@ -399,7 +402,7 @@ def _calls(mod: tvm.IRModule) -> Counter[str]:
     return calls
 
 
-def _target_entry(target: Any) -> dict[str, Any]:
+def target_entry(target: Any) -> dict[str, Any]:
     """What the manifest says of the target; see :mod:`ttsnn.runtime.cpu`."""
     llvm = getattr(target, "tvm_target", None)
     features: Any = ()
@@ -429,7 +432,7 @@ def _check_folder(path: Path) -> None:
         raise ArtifactError(f"{path}: not written, folder {folder} is not writable")
 
 
-def _link(executable: Any) -> bytes:
+def link_library(executable: Any) -> bytes:
     """The executable as the bytes of a shared library."""
     with tempfile.TemporaryDirectory(prefix="ttsnn-") as folder:
         file = Path(folder) / "lib.so"

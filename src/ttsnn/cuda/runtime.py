@@ -19,9 +19,11 @@ from ttsnn.cuda.emulator import stand_in
 from ttsnn.cuda.toolkit import find_library
 from ttsnn.errors import DeviceError, first_line
 
-__all__ = ["device_error", "load_for_compiling", "require_device", "runs_on"]
+__all__ = ["CUDART", "device_error", "load_for_compiling", "require_device", "runs_on"]
 
-_CUDART = "libcudart.so.13"
+CUDART = "libcudart.so.13"
+"""CUDA's runtime library, by the name that TVM's CUDA runtime needs."""
+
 _NO_DEVICE = 100  # cudaErrorNoDevice
 
 
@@ -49,10 +51,11 @@ def _load_real() -> str | None:
     except OSError:
         return "this machine has no NVIDIA driver (libcuda.so.1): run it on a machine with a GPU"
     try:
-        cudart = find_library(_CUDART)
-        ctypes.CDLL(str(cudart or _CUDART), ctypes.RTLD_GLOBAL)
+        beside = stand_in.runtime_library().with_name(CUDART)  # in a bundle
+        cudart = beside if beside.exists() else find_library(CUDART)
+        ctypes.CDLL(str(cudart or CUDART), ctypes.RTLD_GLOBAL)
     except OSError:
-        return f"CUDA's runtime library {_CUDART} is missing: pip install 'ttsnn[cuda]'"
+        return f"CUDA's runtime library {CUDART} is missing: pip install 'ttsnn[cuda]'"
     try:
         ctypes.CDLL(str(stand_in.runtime_library()))
     except OSError as error:

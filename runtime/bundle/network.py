@@ -1,0 +1,87 @@
+"""A network as a bundle: compiled, with an input and the results of this machine's CPU."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ttsnn.errors import ArtifactError, DeviceError
+from ttsnn.runtime.bundle.write import BundledNet, check_folder, write_bundle
+
+__all__ = ["write_network"]
+
+_TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+# A spike that flips where sums are rounded otherwise changes the logits of a random network by
+# about this much.
+_OTHER_DEVICE = {"float64": 1e-6, "float32": 2e-2}
+
+
+def write_network(
+    folder: str | os.PathLike,
+    model: Any,
+    *,
+    target: str = "cpu",
+    python: Sequence[str] = (),
+    seed: int = 0,
+    batch: int = 1,
+    **settings: Any,
+) -> tuple[int, str]:
+    """Bundle one network, see :mod:`ttsnn.runtime.bundle`.
+
+    Args:
+        folder: must not exist, or be empty.
+        model: what :func:`ttsnn.compile` accepts, or a ``.ttsnn`` file that runs here.
+        target: what it is compiled for; no GPU is needed.
+        python: more Python versions.
+        seed: of weights, fresh cores and the input.
+        batch: samples of the stored input.
+        settings: of :func:`ttsnn.compile`.
+
+    Returns:
+        Size in bytes and the target's name.
+
+    Raises:
+        ArtifactError: it cannot be written; a file for a GPU that this machine does not have.
+    """
+    from ttsnn import driver
+    from ttsnn.runtime.net import load
+
+    check_folder(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="ttsnn-") as temporary:
+        if str(model).endswith(".ttsnn"):
+            path = Path(str(model))
+            try:
+                net = reference = load(path)
+            except DeviceError as error:
+                raise ArtifactError(
+                    f"{path}: no results to check a bundle by: {error}; export the network itself"
+                ) from error
+        else:
+            path = Path(temporary) / "net.ttsnn"
+            common = {"seed": seed, "batch": batch, **settings}
+            net = reference = driver.compile(model, target=target, out=path, **common)
+            if net.manifest.target["name"] != "cpu":
+                reference = driver.compile(model, target="cpu", **common)
+        inputs = _inputs(reference, batch, seed)
+        results = reference(*inputs)
+        outputs = list(results) if isinstance(results, tuple) else [results]
+        limits = _TOLERANCE if net is reference else _OTHER_DEVICE
+        bundled = BundledNet(path, inputs, outputs, limits[reference.outputs[0].dtype])
+        size = write_bundle(folder, {net.manifest.model: bundled}, python=python)
+    return size, net.manifest.target["name"]
+
+
+def _inputs(net: Any, batch: int, seed: int) -> list[np.ndarray]:
+    """Standard normal images, 0/1 frames of density 0.2."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for spec in net.inputs:
+        shape = [batch if isinstance(d, str) else d for d in spec.shape]
+        value = rng.random(shape) < 0.2 if len(shape) == 5 else rng.standard_normal(shape)
+        out.append(np.asarray(value).astype(spec.dtype))
+    return out

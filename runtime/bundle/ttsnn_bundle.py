@@ -1,0 +1,145 @@
+"""Compiled networks that run without TVM's compiler.
+
+python ttsnn_bundle.py                check each network against the results beside it
+python ttsnn_bundle.py --json         the same as JSON
+python ttsnn_bundle.py NAME           one network
+
+import ttsnn_bundle                   # with this folder on sys.path
+net = ttsnn_bundle.load("NAME")
+y = net(x)                            # NumPy arrays or PyTorch tensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+__all__ = ["check", "load", "names"]
+
+
+def _prepare() -> dict[str, Any]:
+    """Find the bundled libraries; what is wrong with this Python is said at once."""
+    bundle = json.loads((HERE / "bundle.json").read_text())
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if version not in bundle["python"]:
+        raise SystemExit(
+            f"this bundle is for Python {' and '.join(bundle['python'])}, not {version}; "
+            f"export it with --python {version}"
+        )
+    try:
+        import numpy  # noqa: F401
+    except ImportError:
+        raise SystemExit("this bundle needs NumPy: pip install numpy") from None
+    os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+    folder = str(HERE / "lib")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return bundle
+
+
+def names() -> list[str]:
+    """Names of the networks."""
+    return list(_prepare()["nets"])
+
+
+def load(name: str) -> Any:
+    """A network: ``net(x)``; of a training step: ``step(x, labels, lr)``."""
+    entry = _prepare()["nets"][name]
+    path = HERE / "nets" / f"{name}.ttsnn"
+    if entry["kind"] == "step":
+        from ttsnn.runtime.step_file import load_step
+
+        return load_step(path)
+    from ttsnn.runtime.net import load
+
+    return load(path)
+
+
+def check(name: str) -> dict[str, Any]:
+    """Run a network on the stored input.
+
+    Returns:
+        ``max_rel_error``: max |result − stored| / max |stored|, the largest of the results;
+        ``tolerance``, ``ok``; ``load_s``, ``call_ms`` (the second call).
+    """
+    entry = _prepare()["nets"][name]
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    stored = load_file(HERE / "nets" / f"{name}.check.safetensors")
+    inputs = [stored[k] for k in sorted(k for k in stored if k.startswith("in."))]
+    wanted = [stored[k] for k in sorted(k for k in stored if k.startswith("out."))]
+    start = time.perf_counter()
+    net = load(name)
+    seconds = time.perf_counter() - start
+
+    def call() -> list[Any]:
+        net.reset()
+        results = net(*inputs)
+        return list(results) if isinstance(results, (tuple, list)) else [results]
+
+    found = call()
+    start = time.perf_counter()
+    call()
+    ms = (time.perf_counter() - start) * 1e3
+    errors = []
+    for got, want in zip(found, wanted):
+        difference = np.abs(np.asarray(got, np.float64) - want)
+        error = float(difference.max() / max(float(np.abs(want).max()), 1e-30))
+        errors.append(error if np.isfinite(error) else float("inf"))
+    worst = max(errors)
+    return {
+        "name": name,
+        "target": entry["target"],
+        "max_rel_error": worst,
+        "tolerance": entry["tolerance"],
+        "ok": len(found) == len(wanted) and worst <= entry["tolerance"],
+        "load_s": seconds,
+        "call_ms": ms,
+    }
+
+
+def main(words: list[str] | None = None) -> int:
+    """Check, print, and return 0 where all is well."""
+    parser = argparse.ArgumentParser(description="Check the networks of this bundle.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(words)
+    known = names()
+    for name in args.names:
+        if name not in known:
+            print(f"no network {name!r}; there are {', '.join(known)}", file=sys.stderr)
+            return 2
+    from ttsnn.errors import TTSNNError
+
+    results, status = [], 0
+    for name in args.names or known:
+        try:
+            result = check(name)
+        except TTSNNError as error:
+            result = {"name": name, "ok": False, "error": str(error)}
+        results.append(result)
+        status = status or int(not result["ok"])
+        if not args.json:
+            if "error" in result:
+                print(f"{name}: {result['error']}")
+            else:
+                print(
+                    f"{name} ({result['target']}): {'ok' if result['ok'] else 'WRONG'}, max rel "
+                    f"error {result['max_rel_error']:.2e} (at most {result['tolerance']:.0e}), "
+                    f"{result['call_ms']:.2f} ms a call"
+                )
+    if args.json:
+        print(json.dumps({"results": results}, indent=2))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

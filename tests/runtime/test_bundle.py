@@ -1,0 +1,121 @@
+"""Bundles run in a Python without TVM, and say what is wrong with a machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ttsnn
+from ttsnn import models
+from ttsnn.cli import main
+from ttsnn.errors import ArtifactError
+from ttsnn.passes.training import SGD, CrossEntropy
+from ttsnn.runtime.bundle import BundledNet, write_bundle
+from ttsnn.runtime.step_file import load_step, save_step
+from ttsnn.runtime.training.network import network_of
+from ttsnn.runtime.training.step import TrainStep
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    """A Python that sees NumPy and nothing else of this environment's packages."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=False)
+    packages = Path(np.__file__).parents[1]
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "numpy").symlink_to(packages / "numpy")
+    if (packages / "numpy.libs").exists():
+        (site / "numpy.libs").symlink_to(packages / "numpy.libs")
+    return folder / "bin" / "python"
+
+
+def mlp() -> models.SpikingMLP:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return models.SpikingMLP((1, 6, 6), 3, 2, hidden=(7,))
+
+
+@pytest.fixture(scope="module")
+def step_file(tmp_path_factory) -> tuple[Path, list[np.ndarray], list[np.ndarray]]:
+    """A training step's file, arguments, and what :class:`TrainStep` says of them."""
+    x = np.random.default_rng(0).standard_normal((4, 1, 6, 6)).astype(np.float32)
+    labels = np.array([0, 2, 1, 1])
+    program = network_of(mlp(), torch.from_numpy(x)).program(torch.from_numpy(x))
+    step = TrainStep(program, CrossEntropy(), SGD(momentum=0.9))
+    _, result = step(step.state(), x, labels, 0.1)
+    path = tmp_path_factory.mktemp("step") / "step.ttsnn"
+    save_step(step, path, model="mlp")
+    return path, [x, labels, np.asarray(0.1)], [np.float32(result.loss), result.logits]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, step_file) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    x = np.random.default_rng(0).standard_normal((1, 1, 6, 6)).astype(np.float32)
+    nets = {}
+    for target in ("cpu", "cuda-emulated"):
+        path = folder / f"{target}.ttsnn"
+        net = ttsnn.compile(mlp(), torch.from_numpy(x), target=target, out=path)
+        nets[target] = BundledNet(path, [x], [net(x)], 1e-5)
+    path, arguments, results = step_file
+    nets["step"] = BundledNet(path, arguments, results, 1e-5)
+    nets["wrong"] = BundledNet(folder / "cpu.ttsnn", [x], [net(x) + 1], 1e-5)
+    size = write_bundle(folder / "out", nets)
+    assert size < 30e6
+    return folder / "out"
+
+
+def run(python: Path, bundle: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [str(python), str(bundle / "ttsnn_bundle.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/")
+
+
+def test_networks_run_without_tvm(python: Path, bundle: Path) -> None:
+    assert subprocess.run([str(python), "-c", "import tvm"], capture_output=True).returncode
+    result = run(python, bundle, "--json", "cpu", "cuda-emulated", "step")
+    assert result.returncode == 0, result.stdout + result.stderr
+    entries = json.loads(result.stdout)["results"]
+    assert [e["target"] for e in entries] == ["cpu", "cuda-emulated", "cpu"]
+    assert all(e["ok"] for e in entries)
+    result = run(python, bundle, "wrong")
+    assert result.returncode == 1
+    assert "WRONG" in result.stdout
+
+
+def test_other_python_versions_and_names(python: Path, bundle: Path, tmp_path: Path) -> None:
+    assert run(python, bundle, "nothing").returncode == 2
+    data = json.loads((bundle / "bundle.json").read_text())
+    (tmp_path / "bundle.json").write_text(json.dumps({**data, "python": ["3.2"]}))
+    (tmp_path / "ttsnn_bundle.py").write_text((bundle / "ttsnn_bundle.py").read_text())
+    result = run(python, tmp_path)
+    assert result.returncode == 1
+    assert "this bundle is for Python 3.2, not" in result.stderr
+
+
+def test_steps_go_on_from_each_other(step_file) -> None:
+    path, (x, labels, lr), (loss, _) = step_file
+    step = load_step(path)
+    first, logits = step(torch.from_numpy(x), labels, lr)
+    assert isinstance(logits, torch.Tensor)
+    assert float(first) == pytest.approx(float(loss), rel=1e-6)
+    assert float(step(x, labels, lr)[0]) < float(loss)
+    assert step.updates == 2
+    step.reset()
+    assert float(step(x, labels, lr)[0]) == pytest.approx(float(loss), rel=1e-6)
+    with pytest.raises(ArtifactError, match="no such file"):
+        load_step(path.with_name("absent.ttsnn"))
+
+
+def test_command(python: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small = ["spiking_mlp", "--image-size", "8", "--in-channels", "1"]
+    assert main(["export", *small, "--bundle", str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["target"] == "cpu"
+    assert run(python, tmp_path / "b").returncode == 0
+    assert main(["export", *small, "--bundle", str(tmp_path / "b")]) == 2
+    assert "it exists; name a new folder" in capsys.readouterr().err
