@@ -6,7 +6,7 @@ often as ``--firing-rate`` says, no other number is zero. Writes ``accel_energy.
 ``accel_energy.md`` (the tables that ``docs/accelerator.md`` quotes) and ``accel_energy.png``.
 
     python benchmarks/accel_energy.py --out benchmarks/results
-    python benchmarks/accel_energy.py --networks ms_resnet18 --phases inference --techs sata28
+    python benchmarks/accel_energy.py --networks ms_resnet34 --ideas all 'without fusion'
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def simulate_all(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     firing_rate=args.firing_rate,
                 )
                 for arch in args.archs:
-                    for tech in args.techs:
-                        runs = attribution(workload, load_architecture(arch), load_technology(tech))
-                        for ideas, report in runs:
-                            yield {
-                                "network": network,
-                                "phase": phase,
-                                "mode": mode,
-                                "arch": arch,
-                                "tech": tech,
-                                "ideas": ideas,
-                                **{name: report[name] for name in KEPT if name in report},
-                                **({"error": report["error"]} if "error" in report else {}),
-                            }
+                    techs = [load_technology(t) for t in args.techs]
+                    runs = attribution(workload, load_architecture(arch), techs, args.ideas)
+                    for ideas, tech, report in runs:
+                        yield {
+                            "network": network,
+                            "phase": phase,
+                            "mode": mode,
+                            "arch": arch,
+                            "tech": tech,
+                            "ideas": ideas,
+                            **{name: report[name] for name in KEPT if name in report},
+                            **({"error": report["error"]} if "error" in report else {}),
+                        }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--archs", nargs="+", default=["sata", "ttsnn4"])
     parser.add_argument("--techs", nargs="+", default=["sata16"])
+    parser.add_argument("--ideas", nargs="+", help='"all", "none", "without fusion" … (every one)')
     parser.add_argument("--firing-rate", type=float, default=0.1)
     parser.add_argument("--out", type=Path, help="folder for the files")
     args = parser.parse_args()

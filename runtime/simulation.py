@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +16,10 @@ from ttsnn.accel_target.events import SimulationResult
 from ttsnn.accel_target.program import Program
 from ttsnn.accel_target.report import simulation_report
 from ttsnn.accel_target.simulate import simulate
+from ttsnn.accel_target.target import inference_passes
 from ttsnn.accel_target.tech import Technology
 from ttsnn.driver import decompose, import_source, make_plan
 from ttsnn.errors import DataError, TargetError
-from ttsnn.passes import FoldBatchNorm, HoistTimeInvariant, Prune
 from ttsnn.passes.training import SGD, CrossEntropy, Manifest, build_train_step
 from ttsnn.program import num_inputs, params_of
 from ttsnn.sources import ModelSource
@@ -105,7 +105,7 @@ def prepare(
     if plan is not None:
         mod = decompose(mod, make_plan(mod, plan, mode), init=init, seed=seed)
     if phase == "inference":
-        for step in (Prune(), FoldBatchNorm(), HoistTimeInvariant()):
+        for step in inference_passes():
             mod = step(mod)
     else:
         mod = build_train_step(mod, CrossEntropy(), SGD(momentum=0.9))
@@ -158,23 +158,40 @@ def options_without(names: str | None) -> tuple[Options, bool]:
 
 
 def attribution(
-    workload: Workload, arch: Architecture, tech: Technology
-) -> Iterator[tuple[str, dict[str, Any]]]:
+    workload: Workload,
+    arch: Architecture,
+    techs: Sequence[Technology],
+    names: Collection[str] | None = None,
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Reports with everything, then with each of :data:`IDEAS` switched off by itself.
 
+    Args:
+        workload: the network.
+        arch: the machine.
+        techs: energies are reported in each.
+        names: of the runs wanted; None: all.
+
     Yields:
-        ``("all", report)``, ``("without fusion", report)``, …; last ``("none", report)``, without
-        any of them. Where the network does not fit without an idea: ``{"error": message}``.
+        Run, technology, report. The runs are ``all``, ``without fusion``, …, and ``none``, without
+        any of the ideas. Where the network does not fit without one: ``{"error": message}``.
     """
     everything = Options()
-    nothing = replace(everything, **{idea: False for idea in IDEAS if idea != "gating"})
     runs: dict[str, tuple[Options, bool]] = {"all": (everything, True)}
     for idea in IDEAS:
         changed = everything if idea == "gating" else replace(everything, **{idea: False})
         runs[f"without {idea}"] = changed, idea != "gating"
-    runs["none"] = nothing, False
+    nothing = {idea: False for idea in IDEAS if idea != "gating"}
+    runs["none"] = replace(everything, **nothing), False
+    done: dict[Options, Run | str] = {}
     for name, (options, gating) in runs.items():
-        try:
-            yield name, workload.run(arch, options).report(tech, gating=gating)
-        except TargetError as error:
-            yield name, {"error": str(error)}
+        if names is not None and name not in names:
+            continue
+        if options not in done:
+            try:
+                done[options] = workload.run(arch, options)
+            except TargetError as error:
+                done[options] = str(error)
+        run = done[options]
+        for tech in techs:
+            report = {"error": run} if isinstance(run, str) else run.report(tech, gating=gating)
+            yield name, tech.name, report

@@ -129,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
             data["sweep"] = _swept(workload, arch, axes, options, tech, gating)
         if args.attribute:
             data["attribution"] = [
-                {"name": name, **_row(report)} for name, report in attribution(workload, arch, tech)
+                {"name": name, **_row(report)}
+                for name, _, report in attribution(workload, arch, [tech])
             ]
     if args.trace:
         _write_trace(args.trace, first)
