@@ -16,7 +16,7 @@ from ttsnn.errors import TargetError
 
 __all__ = ["Place", "Plan", "Space", "plan_nest"]
 
-_MIN_BLOCK = 8  # channels
+_COLUMNS = 8  # channels of a block are a multiple of it
 
 
 @dataclass(frozen=True)
@@ -364,7 +364,18 @@ def _search(nest: Nest, planner: _Planner) -> Plan | None:
     time = any(s.time for s in nest.steps)
     frames = [nest.T] if time else [f for f in _halving(nest.T) if nest.T % f == 0]
     widest = max([v.channels for v in planner.values if v.grouped], default=1)
-    blocks = [b for b in _halving(widest) if b >= min(_MIN_BLOCK, widest)]
+    # whole columns of the arrays; fewer only where nothing else fits
+    wide = dict.fromkeys(min(widest, -(-b // _COLUMNS) * _COLUMNS) for b in _halving(widest))
+    best = _best_tile(nest, planner, frames, height, list(wide))
+    if best is None:
+        best = _best_tile(nest, planner, frames, height, [b for b in (4, 2, 1) if b < widest])
+    return best
+
+
+def _best_tile(
+    nest: Nest, planner: _Planner, frames: list[int], height: int, blocks: list[int]
+) -> Plan | None:
+    """The plan with the least DRAM traffic among all sizes of tiles."""
     best: Plan | None = None
     flows: dict[int, Flow] = {}
     tiles = [(f, s) for f in frames for s in _halving(height)]
