@@ -19,6 +19,7 @@ from ttsnn.accel_target.device import RUN, register
 from ttsnn.accel_target.program import Program
 from ttsnn.accel_target.sim.cost import costs
 from ttsnn.debugging import instruments
+from ttsnn.errors import TargetError
 from ttsnn.passes.expose_spikes import ExposeSpikes
 from ttsnn.passes.fold_batch_norm import FoldBatchNorm
 from ttsnn.passes.hoist_time_invariant import HoistTimeInvariant
@@ -88,6 +89,11 @@ class AccelTarget(Target):
         return self._call(mod)
 
     def _call(self, mod: tvm.IRModule) -> tvm.IRModule:
+        if [g.name_hint for g in mod.get_global_vars()] != ["main"]:
+            raise TargetError(
+                "target ttsnn-accel trains whole steps (build_train_step), not halves of them; "
+                "compile for cpu"
+            )
         program = compile_program(mod, self.arch, self.ideas)
         main = mod["main"]
         args = [relax.Var(a.name, a.ty) for a in main.params]
