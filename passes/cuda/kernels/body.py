@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 
-from tvm.ir import Expr, Range
-from tvm.tirx import For, ForKind, IntImm, IterVar, Var
+from tvm.ir import Expr, Range, StringImm
+from tvm.tirx import AssertStmt, For, ForKind, IntImm, IterVar, Var
 
 from ttsnn.passes.cpu.kernels.tir import Body
 
-__all__ = ["CudaBody"]
+__all__ = ["NARROW", "CudaBody"]
+
+NARROW = 1 << 31
+"""Elements that an array with 32-bit indices has fewer than."""
 
 
 class CudaBody(Body):
@@ -23,7 +27,27 @@ class CudaBody(Body):
 
     def __init__(self, largest: int | None = None) -> None:
         super().__init__()
-        self.index = "int64" if largest is not None and largest >= 1 << 31 else "int32"
+        self.index = "int64" if largest is not None and largest >= NARROW else "int32"
+
+    def check_narrow(self, params: Sequence[Var], batch: Expr) -> None:
+        """Refuse, at run time, a batch for which an array is too large for 32-bit indices.
+
+        Args:
+            params: the arrays, whose sizes are fixed but for the batch.
+            batch: its size.
+        """
+        if isinstance(batch, IntImm):
+            return
+        fixed = [prod(int(s) for s in p.shape if isinstance(s, IntImm)) for p in params]
+        most = (NARROW - 1) // max(fixed)
+        self.emit(
+            # the condition first, whatever TVM's signature says
+            AssertStmt(
+                batch <= most,
+                StringImm("ValueError"),
+                [StringImm(f"CUDA kernel: the batch is limited to {most} samples")],
+            )
+        )
 
     def narrow(self, size: int | Expr) -> Expr:
         """A size that may be symbolic, in the type of indices."""

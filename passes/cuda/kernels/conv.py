@@ -43,6 +43,7 @@ def conv_kernel(spec: ConvSpec, batch: int | None, tile: ConvTile, gpu: Gpu) -> 
         key: b.view(buffer, prod(buffer.shape), str(buffer.dtype), f"{key}_flat")
         for key, buffer in {**p.operands, **p.results}.items()
     }
+    b.check_narrow(p.all, p.batch)
     images = b.narrow(p.batch) * spec.T if spec.folded else b.narrow(p.batch)
     pixels = images * prod(spec.stage.out_size)
     lanes = gpu.vector(spec.dtype)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ttsnn.passes.cpu.layer_config import LifConfig
+from ttsnn.passes.cuda.kernels import body
 
 from ..cpu_kernels.oracle import (  # noqa: TID252
     COLUMN,
@@ -110,6 +111,15 @@ def test_neurons():
 def test_symbolic_batch():
     configs = [small(), small(x_T=1, residual=True), small(lif=None), small("float32")]
     check(configs, batch=3, symbolic=True)
+
+
+def test_batch_too_large_for_its_indices(monkeypatch):
+    """With a symbolic batch indices have 32 bits; the limit is lowered here."""
+    monkeypatch.setattr(body, "NARROW", 3000)
+    config = small()  # 3 · 5 · 4 · 6 elements of x, 3 · 3 · 4 · 12 of the spikes, a sample
+    check([config], batch=6, symbolic=True)
+    with pytest.raises(ValueError, match="CUDA kernel: the batch is limited to 6 samples"):
+        run_layers([(config, random_operands(config, 7))], symbolic=True)
 
 
 def test_nothing_is_tuned_to_zero_padding():
