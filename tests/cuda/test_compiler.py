@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from ttsnn.cli import main
 from ttsnn.cuda import compiler, toolkit
 from ttsnn.cuda.compiler import CudaOptions, compile_cuda, parse_archs
 from ttsnn.cuda.runtime import runs_on
@@ -148,3 +150,28 @@ ptxas info    : Used 255 registers, used 1 barriers, 1024 bytes cumulative stack
     (usage,) = parse_usage(log)
     assert (usage.registers, usage.shared_bytes, usage.stack_bytes) == (255, 6912, 1024)
     assert (usage.spill_stores, usage.spill_loads, usage.barriers) == (12, 16, 1)
+
+
+@pytest.mark.skipif(not available("nvcc"), reason="no nvcc here")
+def test_inspect_lists_what_the_compiler_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    small = ["spiking_mlp", "--image-size", "8", "--in-channels", "1"]
+    target = ["--target", "cuda:arch=sm_80+sm_90"]
+    path = str(tmp_path / "mlp.ttsnn")
+    assert main(["compile", *small, *target, "-o", path]) == 0
+    capsys.readouterr()
+    assert main(["inspect", path, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["target"]["archs"] == ["sm_80", "sm_90", "compute_90"]
+    listed = [k for k in data["kernels"] if k["macs"]]
+    assert listed
+    for kernel in listed:
+        assert {u["arch"] for u in kernel["usage"]} == {"sm_80", "sm_90"}
+        assert all(0 < u["registers"] <= 255 for u in kernel["usage"])
+    assert main(["inspect", path]) == 0
+    assert "regs" in capsys.readouterr().out
+    assert main(["inspect", path, "--source"]) == 2
+    assert "artifacts hold machine code alone" in capsys.readouterr().err
+    assert main(["inspect", *small, *target, "--source"]) == 0
+    assert "__global__" in capsys.readouterr().out

@@ -31,7 +31,7 @@ COMMANDS = {
     "train": "train a network on a dataset with compiled steps, with checkpoints that resume",
     "gradcheck": "compare every parameter's gradient with PyTorch's autograd",
     "simulate": "run a network on the simulated accelerator: cycles, events, energy",
-    "export": "write a network as ONNX",
+    "export": "write a network as ONNX, or as a bundle that runs without TVM",
     "targets": "list the targets that networks can be compiled to",
     "doctor": "check this installation",
 }
