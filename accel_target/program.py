@@ -51,7 +51,8 @@ class DramTensor:
         """Inverse of :meth:`to_device`."""
         moved = [self.host_shape[a] for a in self.host_axes]
         inverse = np.argsort(self.host_axes) if self.host_axes else ()
-        return np.ascontiguousarray(np.transpose(value.reshape(moved), inverse))
+        moved_back = np.transpose(value.reshape(moved), inverse)
+        return np.ascontiguousarray(moved_back).reshape(self.host_shape)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict."""
