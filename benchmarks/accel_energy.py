@@ -2,11 +2,13 @@
 
 For every network, phase, mode (dense, stt, ptt) and architecture: everything switched on, each
 idea switched off by itself, none. Only time and events are simulated (no values): spikes are 1 as
-often as ``--firing-rate`` says, no other number is zero. Writes ``accel_energy.json``,
-``accel_energy.md`` (the tables that ``docs/accelerator.md`` quotes) and ``accel_energy.png``.
+often as ``--firing-rate`` says, no other number is zero. Writes ``NAME.json``, ``NAME.md`` (the
+tables that ``docs/accelerator.md`` quotes) and ``NAME.png``.
 
-    python benchmarks/accel_energy.py --out benchmarks/results
-    python benchmarks/accel_energy.py --networks ms_resnet34 --ideas all 'without fusion'
+    python benchmarks/accel_energy.py --modes ptt --out benchmarks/results
+    python benchmarks/accel_energy.py --networks ms_resnet34 --modes stt ptt \\
+        --techs sata16 sata28 --ideas all 'without fusion' \\
+        --name accel_energy_resnet34 --out benchmarks/results
 """
 
 from __future__ import annotations
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--ideas", nargs="+", help='"all", "none", "without fusion" … (every one)')
     parser.add_argument("--firing-rate", type=float, default=0.1)
     parser.add_argument("--out", type=Path, help="folder for the files")
+    parser.add_argument("--name", default="accel_energy", help="of the files")
     args = parser.parse_args()
     rows = list(simulate_all(args))
     text = markdown(rows)
@@ -119,9 +122,9 @@ def main() -> None:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         data = {"firing_rate": args.firing_rate, "plan": "paper", "batch": 1, "runs": rows}
-        (args.out / "accel_energy.json").write_text(json.dumps(data, indent=1) + "\n")
-        (args.out / "accel_energy.md").write_text(text)
-        plot(rows, args.out / "accel_energy.png")
+        (args.out / f"{args.name}.json").write_text(json.dumps(data, indent=1) + "\n")
+        (args.out / f"{args.name}.md").write_text(text)
+        plot(rows, args.out / f"{args.name}.png")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ttsnn.errors import ArtifactError, TargetError, TTSNNError
 
 TABLES = ("instructions", "descriptors", "geometry", "taps", "scalars")
 FUZZ = settings(
-    max_examples=80,
+    max_examples=40,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

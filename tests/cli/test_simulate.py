@@ -23,6 +23,7 @@ def _json(capfd, *words: str) -> dict:
     return json.loads(capfd.readouterr().out)
 
 
+@pytest.mark.slow
 def test_inference_with_everything(capfd, folder):
     pytest.importorskip("matplotlib")
     data = _json(
@@ -56,18 +57,28 @@ def test_inference_with_everything(capfd, folder):
     ]  # fmt: skip
 
 
-def test_training_and_the_firing_rate(capfd):
-    words = (*NET, "--arch", "sata", "--phase", "training", "--timing-only", "--tech", "sata28")
-    silent = _json(capfd, *words, "--firing-rate", "0")
-    data = _json(capfd, *words)
+TRAINING = (*NET, "--arch", "sata", "--phase", "training", "--timing-only", "--tech", "sata28")
+
+
+def test_training(capfd):
+    data = _json(capfd, *TRAINING, "--firing-rate", "0", "--without", "recompute,gating")
+    assert data["executed"]["acc"] == 0 < data["executed"]["mac8"]
+    assert data["firing_rate"] == 0
+    assert [p["phase"] for p in data["phases"]] == ["forward", "head", "backward", "update"]
+    assert data["energy_nj"]["leakage"] > 0
+    assert {k for k, v in data["options"].items() if not v} == {"recompute", "gating"}
+
+
+@pytest.mark.slow
+def test_the_firing_rate_and_ideas(capfd):
+    silent = _json(capfd, *TRAINING, "--firing-rate", "0")
+    data = _json(capfd, *TRAINING)
     assert silent["executed"]["acc"] == 0 < data["executed"]["acc"]
     assert silent["cycles"] == data["cycles"]
     assert data["firing_rate"] == 0.1
-    assert [p["phase"] for p in data["phases"]] == ["forward", "head", "backward", "update"]
-    assert data["energy_nj"]["leakage"] > 0
-    stored = _json(capfd, *words, "--without", "recompute,gating")
+    stored = _json(capfd, *TRAINING, "--without", "recompute,gating")
     assert stored["options"] == data["options"] | {"recompute": False, "gating": False}
-    assert stored["macs"] < data["macs"]
+    assert stored["macs"] <= data["macs"]
 
 
 def test_fixed_point(capfd):
