@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -15,7 +16,15 @@ from ttsnn.errors import ArtifactError
 
 __all__ = ["copy_runtime", "copy_wheels", "this_python"]
 
-PACKAGES = ("ttsnn", "tvm", "tvm_ffi", "ml_dtypes", "safetensors", "typing_extensions")
+PACKAGES = (
+    "ttsnn",
+    "tvm",
+    "tvm_ffi",
+    "ml_dtypes",
+    "safetensors",
+    "typing_extensions",
+    "threadpoolctl",
+)
 """What is taken along; NumPy and PyTorch are the machine's own."""
 
 _ROOTS = (
@@ -27,8 +36,10 @@ _ROOTS = (
     "safetensors.numpy",
     "ml_dtypes",
     "typing_extensions",
+    "threadpoolctl",
     "tvm.runtime.vm",
 )
+_SOURCES = ("models", "plans", "tt")
 # Asked of a process of its own: here the compiler may be loaded. PyTorch stays out of it.
 _PROBE = """
 import importlib, json, os, sys
@@ -77,6 +88,11 @@ def copy_runtime(folder: Path) -> None:
                 _copy(sibling, place / sibling.name)
         else:
             _copy(source, place.with_suffix(".py"))
+    for part in _SOURCES:  # PyTorch networks, for comparisons there; PyTorch is the machine's own
+        spec = importlib.util.find_spec(f"ttsnn.{part}")
+        for base in (spec.submodule_search_locations or ()) if spec is not None else ():
+            for source in [*Path(base).glob("*.py"), *Path(base).glob("*.json")]:
+                _copy(source, folder / "ttsnn" / part / source.name)
     for name, base in bases.items():
         for library in loaded:
             if Path(library).is_relative_to(base):

@@ -27,6 +27,7 @@ def write_network(
     *,
     target: str = "cpu",
     python: Sequence[str] = (),
+    extra: Sequence[Path] = (),
     seed: int = 0,
     batch: int = 1,
     **settings: Any,
@@ -38,6 +39,7 @@ def write_network(
         model: what :func:`ttsnn.compile` accepts, or a ``.ttsnn`` file that runs here.
         target: what it is compiled for; no GPU is needed.
         python: more Python versions.
+        extra: further files and folders to take along.
         seed: of weights, fresh cores and the input.
         batch: samples of the stored input.
         settings: of :func:`ttsnn.compile`.
@@ -52,6 +54,9 @@ def write_network(
     from ttsnn.runtime.net import load
 
     check_folder(Path(folder))
+    for path in extra:
+        if not path.exists():
+            raise ArtifactError(f"{path}: no such file or folder to take along")
     with tempfile.TemporaryDirectory(prefix="ttsnn-") as temporary:
         if str(model).endswith(".ttsnn"):
             path = Path(str(model))
@@ -72,7 +77,7 @@ def write_network(
         outputs = list(results) if isinstance(results, tuple) else [results]
         limits = _TOLERANCE if net is reference else _OTHER_DEVICE
         bundled = BundledNet(path, inputs, outputs, limits[reference.outputs[0].dtype])
-        size = write_bundle(folder, {net.manifest.model: bundled}, python=python)
+        size = write_bundle(folder, {net.manifest.model: bundled}, python=python, extra=extra)
     return size, net.manifest.target["name"]
 
 

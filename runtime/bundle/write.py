@@ -53,7 +53,7 @@ def write_bundle(
         folder: must not exist, or be empty.
         nets: name → network.
         python: more Python versions, ``"3.12"``, for which pip downloads what is compiled.
-        extra: further files to take along.
+        extra: further files and folders to take along.
 
     Returns:
         The sum of its files' sizes, bytes.
@@ -119,7 +119,10 @@ def _fill(
         _copy_device_libraries(library, manifest.target["name"])
     shutil.copyfile(_HERE / _LOADER, place / _LOADER)
     for path in extra:
-        shutil.copyfile(path, place / path.name)
+        if path.is_dir():
+            shutil.copytree(path, place / path.name)
+        else:
+            shutil.copyfile(path, place / path.name)
     data = {"format": 1, "python": versions, "nets": entries}
     (place / "bundle.json").write_text(json.dumps(data, indent=1) + "\n")
 

@@ -114,8 +114,11 @@ def test_steps_go_on_from_each_other(step_file) -> None:
 
 def test_command(python: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     small = ["spiking_mlp", "--image-size", "8", "--in-channels", "1"]
-    assert main(["export", *small, "--bundle", str(tmp_path / "b"), "--json"]) == 0
+    assert (
+        main(["export", *small, "--bundle", str(tmp_path / "b"), "--add", __file__, "--json"]) == 0
+    )
     assert json.loads(capsys.readouterr().out)["target"] == "cpu"
+    assert (tmp_path / "b" / Path(__file__).name).exists()
     assert run(python, tmp_path / "b").returncode == 0
     assert main(["export", *small, "--bundle", str(tmp_path / "b")]) == 2
     assert "it exists; name a new folder" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnn.cli import _common
@@ -49,6 +50,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="3.12",
         help="a bundle for this Python version too; what it needs is downloaded by pip",
     )
+    group.add_argument(
+        "--add", action="append", default=[], metavar="PATH", help="take a file or folder along"
+    )
     group.add_argument("-o", "--out", metavar="FILE", help="(default: <MODEL>.onnx or .pt2)")
 
 
@@ -83,6 +87,7 @@ def _bundle(args: argparse.Namespace) -> int:
             source,
             target=args.target,
             python=args.python,
+            extra=[Path(p) for p in args.add],
             plan=_common.plan_of(args),
             mode=args.mode,
             init=args.init,

@@ -1,9 +1,11 @@
-"""Leading singular subspaces by Gram matrices."""
+"""Leading singular subspaces by Gram matrices.
+
+SciPy is imported where it is used: bundles have the networks without it.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from ttsnn.tt.blas import one_blas_thread
@@ -16,6 +18,8 @@ def leading_eigenvectors(gram: NDArray, count: int) -> NDArray:
 
     Signs are fixed (largest entry positive), so that the result is a function of the matrix.
     """
+    import scipy.linalg
+
     n = gram.shape[0]
     _, vectors = scipy.linalg.eigh(
         gram, subset_by_index=(n - count, n - 1), check_finite=False, driver="evr"
@@ -47,6 +51,8 @@ def singular_values(matrix: NDArray) -> NDArray:
 
     Good to about 1e-8 of the largest, which is ample for choosing ranks.
     """
+    import scipy.linalg
+
     m, n = matrix.shape
     gram = matrix @ matrix.T if m <= n else matrix.T @ matrix
     values = scipy.linalg.eigvalsh(gram, check_finite=False)[::-1]

@@ -6,7 +6,6 @@ import functools
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq, minimize_scalar
 
 from ttsnn.tt.subspace import singular_values
 
@@ -16,6 +15,7 @@ __all__ = ["evbmf_rank"]
 @functools.lru_cache(maxsize=256)
 def _tau_threshold(alpha: float) -> float:
     """Zero of ``Φ(τ) + Φ(τ/α)`` with ``Φ(z) = log(1+z)/z − ½`` (near 2.5129·√α)."""
+    from scipy.optimize import brentq
 
     def phi(z: float) -> float:
         return np.log1p(z) / z - 0.5
@@ -78,6 +78,8 @@ def _estimate_noise(
     lower = max(float(lower), upper * 1e-14)
     if lower >= upper:
         return upper
+    from scipy.optimize import minimize_scalar
+
     positive = np.maximum(gamma2, gamma2[0] * 1e-30)
 
     def energy(log_variance: float | NDArray) -> NDArray:
