@@ -17,6 +17,8 @@ from ttsnn.errors import TargetError
 __all__ = ["Place", "Plan", "Space", "plan_nest"]
 
 _COLUMNS = 8  # channels of a block are a multiple of it
+_DEPTH = 8  # strips that keep a chain of clusters busy
+_IDLE = 0.1  # share of the traffic that clusters waiting for each other are worth
 
 
 @dataclass(frozen=True)
@@ -376,6 +378,8 @@ def _best_tile(
     nest: Nest, planner: _Planner, frames: list[int], height: int, blocks: list[int]
 ) -> Plan | None:
     """The plan with the least DRAM traffic among all sizes of tiles."""
+    units = {s.unit for s in nest.steps if s.op in (Op.GEMM, Op.WGRAD)}
+    alone = len(units) < 2
     best: Plan | None = None
     flows: dict[int, Flow] = {}
     tiles = [(f, s) for f in frames for s in _halving(height)]
@@ -388,9 +392,12 @@ def _best_tile(
         if plan is None:
             continue
         plan.traffic = planner.traffic(plan, count)
+        if not alone:  # clusters work at the same time only where there are strips enough
+            idle = max(0.0, 1.0 - count / _DEPTH) + (not plan.spare)
+            plan.traffic *= 1.0 + _IDLE * idle
         if best is None or plan.traffic < best.traffic:
             best = plan
-        if not plan.streams:
+        if not plan.streams and (alone or (count >= _DEPTH and plan.spare)):
             break  # smaller tiles move nothing less
     return best
 
