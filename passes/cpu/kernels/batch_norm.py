@@ -122,7 +122,9 @@ def batch_norm_stats(
     with b.loop(a.channels, "c") as c:
         moved = b.bind(_total(a, partial, parts, 2, 0, c) / splat(float(n), WIDE, 1), "moved")
         squares = _total(a, partial, parts, 2, 1, c) - moved * moved * splat(float(n), WIDE, 1)
-        squares = b.bind(tirx.max(squares, splat(0.0, WIDE, 1)), "squares")
+        # not max(…, 0), which would turn the NaN of an overflow into 0
+        zero = splat(0.0, WIDE, 1)
+        squares = b.bind(tirx.Select(squares < zero, zero, squares), "squares")
         mean = b.bind(load(x, c).astype(WIDE) + moved, "mean")
         var = squares / splat(float(n), WIDE, 1)
         unbiased = squares / splat(float(n - 1), WIDE, 1)
