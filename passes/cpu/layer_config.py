@@ -66,6 +66,8 @@ class LayerConfig:
         emit: results in order, of ``"membrane"`` (the sum that enters the neuron),
             ``"spikes"``, ``"v_last"``.
         dtype: ``"float32"`` or ``"float64"``.
+        byte_x: whether the input holds spikes as uint8, 0 or 1, instead of ``dtype``.
+        byte_spikes: whether the result ``"spikes"`` does.
         packing: None where weights are plain [taps, Cin, Cout]; (lanes of a vector, most vectors
             in a panel) where ``kernels.pack.pack_layer_weights`` has packed them.
     """
@@ -83,7 +85,14 @@ class LayerConfig:
     v0: bool
     emit: tuple[str, ...]
     dtype: str
+    byte_x: bool = False
+    byte_spikes: bool = False
     packing: tuple[int, int] | None = None
+
+    def dtype_of(self, name: str) -> str:
+        """dtype of an operand or result: ``"x"``, ``"spikes"``, ``"w0"`` …"""
+        small = {"x": self.byte_x, "spikes": self.byte_spikes}
+        return "uint8" if small.get(name) else self.dtype
 
     def to_json(self) -> str:
         """Compact JSON for the op's attribute."""

@@ -8,6 +8,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.passes.cpu.any_alignment import AnyAlignment
+from ttsnn.passes.cpu.byte_spikes import ByteSpikes
 from ttsnn.passes.cpu.channels_last import ToChannelsLast
 from ttsnn.passes.cpu.cost import CpuCost
 from ttsnn.passes.cpu.fuse_layers import FuseLayers
@@ -81,6 +82,8 @@ def fuse_passes(
         # what the conversion computes twice: transposes of a value with several readers
         relax.transform.EliminateCommonSubexpr(),
         FuseLayers(),
+        # after fusion, which says who emits spikes and who reads them
+        ByteSpikes(),
     ]
 
 

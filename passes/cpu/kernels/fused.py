@@ -15,7 +15,7 @@ from tvm.ir import Expr
 from tvm.tirx import PrimFunc
 
 from ttsnn.passes.cpu.isa import Isa
-from ttsnn.passes.cpu.kernels.geometry import chain_regions, leaves_image
+from ttsnn.passes.cpu.kernels.geometry import chain_regions, copies_input
 from ttsnn.passes.cpu.kernels.output import last_stage, load_state, store_state
 from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, LayerParams, layer_params
 from ttsnn.passes.cpu.kernels.stage import StageCall, inner_stage
@@ -55,7 +55,7 @@ def fused_layer(
     height, rows = config.stages[-1].out_size[0], tiles.strip_rows
     strips = -(-height // rows)
     flat = {
-        key: b.view(buffer, math.prod(buffer.shape), config.dtype, f"{key}_flat")
+        key: b.view(buffer, math.prod(buffer.shape), config.dtype_of(key), f"{key}_flat")
         for key, buffer in {**p.operands, **p.results}.items()
     }
     with b.loop(p.batch * strips, "unit", "parallel") as unit:
@@ -107,7 +107,7 @@ def _block(
 ) -> None:
     """All stages for one block of timesteps, the ``index``-th of the unit."""
     regions = chain_regions(stages, u.tiles.strip_rows)
-    if leaves_image(stages[0]):
+    if copies_input(u.config, stages[0]):
         copy_input(u, stages[0], works[0], regions[0], t0)
     else:
         x = works[0]

@@ -14,9 +14,9 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.sym import Analyzer
 
-from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 
-__all__ = ["Region", "chain_regions", "clip", "leaves_image"]
+__all__ = ["Region", "chain_regions", "clip", "copies_input"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def chain_regions(stages: Sequence[Stage], rows: int) -> list[Region]:
     return out
 
 
-def leaves_image(stage: Stage) -> bool:
+def _leaves_image(stage: Stage) -> bool:
     """Whether some tap of the stage reads outside its input."""
     for axis in (0, 1):
         offsets = [tap[axis] for tap in stage.taps]
@@ -82,6 +82,14 @@ def leaves_image(stage: Stage) -> bool:
         if min(offsets) < 0 or far > stage.in_size[axis] - 1:
             return True
     return False
+
+
+def copies_input(config: LayerConfig, stage: Stage) -> bool:
+    """Whether a chain that begins with ``stage`` reads a bordered copy of its input.
+
+    It does where a tap leaves the image. Bytes that several taps read are made numbers once.
+    """
+    return _leaves_image(stage) or (config.byte_x and len(stage.taps) > 1)
 
 
 def clip(region: Region, h0: Expr) -> tuple[Expr, Expr]:

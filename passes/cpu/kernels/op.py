@@ -11,7 +11,7 @@ from tvm import relax, tirx
 
 from ttsnn.errors import PassError
 from ttsnn.ops.registry import make_call, register_attr, register_op
-from ttsnn.ops.types import as_int, differ, dims, known_dims, same_dtype, shape_text
+from ttsnn.ops.types import as_int, differ, dims, known_dims, shape_text
 from ttsnn.passes.cpu.kernels.reference import reference_layer
 from ttsnn.passes.cpu.kernels.signature import TILES_ATTR, operand_shapes, result_shapes
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles
@@ -34,9 +34,10 @@ def cpu_layer(
 
     Args:
         config: what the layer computes.
-        operands: x [x_T, N, H, W, C], weights of ``stages``, of ``half_stages``, then bias
-            [Cout], residual [residual_T, N, Ho, Wo, Cout] and v0 [N, Ho, Wo, Cout] where
-            ``config`` has them. Weights are [taps, Cin, Cout], or flat where packed.
+        operands: x [x_T, N, H, W, C] (uint8 with ``byte_x``), weights of ``stages``, of
+            ``half_stages``, then bias [Cout], residual [residual_T, N, Ho, Wo, Cout] and v0
+            [N, Ho, Wo, Cout] where ``config`` has them. Weights are [taps, Cin, Cout], or flat
+            where packed.
         tiles: those of its kernel; None leaves them to the schedule rule.
 
     Raises:
@@ -96,14 +97,17 @@ def _infer(call: tvm.ir.Call, _: relax.BlockBuilder) -> tvm.ir.Type:
         got = dims(ty)
         if got is None or len(got) != len(shape) or any(map(differ, shape, got)):
             _fail(config, f"{name} must be {shape_text(shape)}, got {shape_text(ty)}")
-    if same_dtype(OP, [name for name, _ in expected], types) != config.dtype:
-        _fail(config, f"operands must be {config.dtype}")
+        if str(ty.dtype) != config.dtype_of(name):
+            _fail(config, f"{name} must be {config.dtype_of(name)}, got {ty.dtype}")
     out = _result_types(config, x[1])
     return out[0] if len(out) == 1 else relax.TupleType(out)
 
 
 def _result_types(config: LayerConfig, batch: int | tirx.Expr) -> list[relax.TensorType]:
-    return [relax.TensorType(shape, config.dtype) for _, shape in result_shapes(config, batch)]
+    return [
+        relax.TensorType(shape, config.dtype_of(name))
+        for name, shape in result_shapes(config, batch)
+    ]
 
 
 def _legalize(builder: relax.BlockBuilder, call: tvm.ir.Call) -> tvm.ir.Call:

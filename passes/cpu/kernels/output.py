@@ -7,7 +7,7 @@ from tvm.ir import Expr
 from ttsnn.passes.cpu.kernels.neuron import lif_step
 from ttsnn.passes.cpu.kernels.register_tile import Point, RegisterTile, chunks
 from ttsnn.passes.cpu.kernels.stage import StageCall, accumulate, panel_loops
-from ttsnn.passes.cpu.kernels.tir import i64, load, splat, vector
+from ttsnn.passes.cpu.kernels.tir import as_vector, i64, load, splat, vector
 from ttsnn.passes.cpu.kernels.unit import Unit
 
 __all__ = ["last_stage", "load_state", "store_state"]
@@ -105,6 +105,7 @@ def _neuron(u: Unit, value: Expr, v: RegisterTile, at: tuple[Point, int, int], o
     before = b.bind(v.get(*at), "v_before")
     spikes, after = lif_step(config.lif, value, before, config.dtype, lanes)
     if "spikes" in config.emit:
+        spikes = spikes.astype(as_vector(config.dtype_of("spikes"), lanes))
         b.store(u.flat["spikes"], spikes, vector(out, lanes))
     v.set(after, *at)
 

@@ -94,6 +94,7 @@ def _timestep(
                 with b.when(inside), b.loop(stage.in_channels, "ci") as ci:
                     if source is None:
                         value = load(p.operands["x"], t if config.x_T > 1 else 0, n, y, x, ci)
+                        value = tirx.Cast(dtype, value) if config.byte_x else value
                     else:
                         value = load(source, flat_index((y, x, ci), (hi, wi, stage.in_channels)))
                     weight = _weight(config, stage, p.operands[f"{prefix}{i}"], i64(k), ci, co)
@@ -116,5 +117,6 @@ def _timestep(
             v = b.bind(load(membrane, at), "v_before")
             spikes, after = lif_step(config.lif, value, v, dtype, 1)
             if "spikes" in config.emit:
+                spikes = spikes.astype(config.dtype_of("spikes"))
                 b.store(p.results["spikes"], spikes, t, n, h, w, c)
             b.store(membrane, after, at)

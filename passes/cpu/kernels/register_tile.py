@@ -14,10 +14,20 @@ from tvm.tirx import Var
 
 from ttsnn.passes.cpu.kernels.tir import Body, flat_index, load, splat, vector
 
-__all__ = ["Point", "RegisterTile", "chunks", "pick"]
+__all__ = ["Pixels", "Point", "RegisterTile", "chunks", "pick"]
 
 Point = tuple[Expr, Expr, Expr]
 """Timestep, row and column of a pixel within a register tile."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Inputs of a register tile: channel 0 of pixel (t, y, x) is at ``base + offset(t, y, x)``
+    of a flat buffer."""
+
+    buffer: Var
+    base: Expr
+    offset: Callable[[Expr, Expr, Expr], Expr]
 
 
 def chunks(width: int, lanes: int) -> list[tuple[int, int]]:
@@ -90,9 +100,7 @@ class RegisterTile:
 
     def accumulate(
         self,
-        source: Var,
-        base: Expr,
-        offset: Callable[[Expr, Expr, Expr], Expr],
+        source: Pixels,
         tap_offsets: Sequence[int],
         channels: int,
         weight: Var,
@@ -103,8 +111,8 @@ class RegisterTile:
         """Add the products of a stage.
 
         Args:
-            source: flat buffer of inputs; a pixel of the tile, tap ``j``, channel ``k`` is at
-                ``base + offset(*pixel) + tap_offsets[j] + k``.
+            source: inputs; tap ``j``, channel ``k`` of a pixel is ``tap_offsets[j] + k`` behind
+                its channel 0.
             channels: number of input channels.
             weight: flat weights; tap ``j``, channel ``k``, vector start ``c`` is at
                 ``weight_base + (j · channels + k) · weight_stride + c``.
@@ -114,7 +122,7 @@ class RegisterTile:
         unroll = min(k_unroll, channels)
         steps, rest = divmod(channels, unroll)
         with b.loop(len(tap_offsets), "tap") as tap:
-            at = b.bind(base + pick(tap, tap_offsets), "at")
+            at = b.bind(source.base + pick(tap, tap_offsets), "at")
             w_at = b.bind(weight_base + tap * (channels * weight_stride), "w_at")
 
             def add(k: Expr) -> None:
@@ -122,7 +130,7 @@ class RegisterTile:
                 row = w_at + k * weight_stride
                 loaded = [b.bind(load(weight, vector(row + c, n)), "w") for c, n in self.vectors]
                 with self.pixels() as pixel:
-                    x = b.bind(load(source, at + offset(*pixel) + k), "a")
+                    x = b.bind(load(source.buffer, at + source.offset(*pixel) + k), "a")
                     for (c, n), w in zip(self.vectors, loaded):
                         product = splat(x, self.dtype, n) * w
                         self.set(self.get(pixel, c, n) + product, pixel, c, n)

@@ -81,7 +81,7 @@ def layer_params(config: LayerConfig, batch: int | None) -> LayerParams:
 
     def declare(name: str, shape: Shape) -> Var:
         shape = tuple(tirx.IntImm("int64", s) if isinstance(s, int) else s for s in shape)
-        return tirx.decl_buffer(shape, config.dtype, name)
+        return tirx.decl_buffer(shape, config.dtype_of(name), name)
 
     return LayerParams(
         {name: declare(name, shape) for name, shape in operand_shapes(config, n)},

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm.ir import Expr
 
 from ttsnn.passes.cpu.kernels.geometry import Region, clip
-from ttsnn.passes.cpu.kernels.register_tile import RegisterTile, chunks
+from ttsnn.passes.cpu.kernels.register_tile import Pixels, RegisterTile, chunks
 from ttsnn.passes.cpu.kernels.tiles import StageTile, layer_panels
-from ttsnn.passes.cpu.kernels.tir import Body, at_most, fold, i64, vector
+from ttsnn.passes.cpu.kernels.tir import (
+    Body,
+    as_vector,
+    at_most,
+    flat_index,
+    fold,
+    i64,
+    load,
+    vector,
+)
 from ttsnn.passes.cpu.kernels.unit import Unit
 from ttsnn.passes.cpu.kernels.workspace import Array
 from ttsnn.passes.cpu.layer_config import Stage
@@ -41,7 +51,7 @@ def panel_loops(u: Unit, call: StageCall, low: Expr, high: Expr, emit: EmitTile)
             groups[-1].append(panel)
         else:
             groups.append([panel])
-    pixels = _Pixels(u.body, call.tile, low, high, call.region.width)
+    pixels = _TileLoops(u.body, call.tile, low, high, call.region.width)
     if not call.tile.panels_outer:
         with pixels as (row, column):
             for group in groups:
@@ -78,10 +88,12 @@ def accumulate(
         weight_base, stride = channel, stage.out_channels
     else:
         weight_base, stride = taps_channels * channel, width
+    at = u.body.bind(source.at(t, row * sh, column * sw), "in_at")
+    inputs = Pixels(source.buffer, at, lambda dt, dy, dx: source.offset(dt, dy * sh, dx * sw))
+    if str(source.buffer.dtype) != u.config.dtype:
+        inputs = _as_numbers(acc, inputs, stage.in_channels, u.lanes)
     acc.accumulate(
-        source.buffer,
-        u.body.bind(source.at(t, row * sh, column * sw), "in_at"),
-        lambda dt, dy, dx: source.offset(dt, dy * sh, dx * sw),
+        inputs,
         taps,
         stage.in_channels,
         u.flat[call.weight],
@@ -90,6 +102,30 @@ def accumulate(
         tile.k_unroll,
     )
     return acc
+
+
+def _as_numbers(tile: RegisterTile, x: Pixels, channels: int, lanes: int) -> Pixels:
+    """A copy of a tile's inputs in the tile's dtype, on the stack: small enough for L1."""
+    b, shape = tile.body, (*tile.shape, channels)
+    copy = b.alloc(math.prod(shape), tile.dtype, "numbers", scope="local")
+
+    def offset(dt: Expr, dy: Expr, dx: Expr) -> Expr:
+        return flat_index((dt, dy, dx, 0), shape)
+
+    whole, tail = channels // lanes, channels % lanes
+    with tile.pixels() as pixel:
+        source, target = x.base + x.offset(*pixel), offset(*pixel)
+
+        def convert(c: Expr | int, n: int) -> None:
+            value = load(x.buffer, vector(source + c, n)).astype(as_vector(tile.dtype, n))
+            b.store(copy, value, vector(target + c, n))
+
+        if whole:
+            with b.loop(whole, "c") as c:
+                convert(c * lanes, lanes)
+        for c, n in chunks(tail, lanes):
+            convert(whole * lanes + c, n)
+    return Pixels(copy, i64(0), offset)
 
 
 def inner_stage(u: Unit, call: StageCall, to: Array) -> None:
@@ -111,7 +147,7 @@ def inner_stage(u: Unit, call: StageCall, to: Array) -> None:
     panel_loops(u, call, low, high, emit)
 
 
-class _Pixels:
+class _TileLoops:
     """Loops over the register tiles of a region; the last of a row is shifted to end inside."""
 
     def __init__(self, body: Body, tile: StageTile, low: Expr, high: Expr, width: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from ttsnn.errors import PassError
 from ttsnn.passes.cpu.isa import Isa
-from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, leaves_image
+from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, copies_input
 from ttsnn.passes.cpu.kernels.pack import packed_channels, panel_vectors, panels
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 
@@ -151,7 +151,7 @@ def tiles_cost(
         weights += taps * channels * size
         if i < len(stages) - 1:
             workspace += region.rows * region.padded_width * channels * size
-    if leaves_image(stages[0]):
+    if copies_input(config, stages[0]):
         copied = regions[0].rows * regions[0].padded_width * stages[0].in_channels
         workspace += copied * size
         work += copied / 4

@@ -21,7 +21,7 @@ from tvm.tirx.stmt import (
     Stmt,
 )
 
-__all__ = ["Body", "at_most", "flat_index", "fold", "i64", "load", "splat", "vector"]
+__all__ = ["Body", "as_vector", "at_most", "flat_index", "fold", "i64", "load", "splat", "vector"]
 
 _KINDS = {
     "serial": ForKind.SERIAL,
@@ -46,6 +46,11 @@ def vector(start: int | Expr, lanes: int) -> Expr:
     """Index of ``lanes`` consecutive elements from ``start`` on."""
     first = i64(start)
     return first if lanes == 1 else Ramp(first, IntImm(str(first.ty), 1), lanes)
+
+
+def as_vector(dtype: str, lanes: int) -> str:
+    """Name of the type of ``lanes`` elements."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
 def fold(value: int | Expr) -> int | Expr:

@@ -8,10 +8,10 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Var
 
-from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, clip, leaves_image
+from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, clip, copies_input
 from ttsnn.passes.cpu.kernels.pack import packed_channels
 from ttsnn.passes.cpu.kernels.register_tile import chunks
-from ttsnn.passes.cpu.kernels.tir import fold, i64, load, splat, vector
+from ttsnn.passes.cpu.kernels.tir import as_vector, fold, i64, load, splat, vector
 from ttsnn.passes.cpu.kernels.unit import Unit
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 
@@ -55,7 +55,7 @@ def workspaces(u: Unit, stages: tuple[Stage, ...]) -> list[Array]:
     out: list[Array] = []
     for i, region in enumerate(regions[:-1]):
         channels = stages[0].in_channels
-        if i == 0 and not leaves_image(stages[0]):
+        if i == 0 and not copies_input(u.config, stages[0]):
             image = region.height * region.width * channels
             base = (u.n * region.height + region.start(u.h0)) * (region.width * channels)
             base = b.bind(base, "x_at")
@@ -106,10 +106,14 @@ def _zero(u: Unit, buffer: Var, base: Expr, count: int) -> None:
 
 
 def copy_input(u: Unit, stage: Stage, to: Array, region: Region, t0: Expr) -> None:
-    """Copy the input's rows of a strip between the zeros of a workspace."""
+    """Copy the input's rows of a strip, as numbers, between the zeros of a workspace."""
     b = u.body
     low, high = clip(region, u.h0)
     row_size = region.width * stage.in_channels
+
+    def number(at: Expr, lanes: int) -> Expr:
+        return load(u.flat["x"], vector(at, lanes)).astype(as_vector(u.config.dtype, lanes))
+
     with b.loop(u.tiles.time_block, "t") as t, b.loop(high - low, "r", start=low) as r:
         image = u.x_time(t0 + t) * u.batch + u.n
         source = (image * region.height + region.start(u.h0) + r) * row_size
@@ -118,9 +122,7 @@ def copy_input(u: Unit, stage: Stage, to: Array, region: Region, t0: Expr) -> No
         if whole:
             with b.loop(whole, "i") as i:
                 at = i * u.lanes
-                value = load(u.flat["x"], vector(source + at, u.lanes))
-                b.store(to.buffer, value, vector(target + at, u.lanes))
+                b.store(to.buffer, number(source + at, u.lanes), vector(target + at, u.lanes))
         for c, n in chunks(row_size - whole * u.lanes, u.lanes):
             at = whole * u.lanes + c
-            value = load(u.flat["x"], vector(source + at, n))
-            b.store(to.buffer, value, vector(target + at, n))
+            b.store(to.buffer, number(source + at, n), vector(target + at, n))

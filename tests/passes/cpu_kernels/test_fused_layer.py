@@ -43,8 +43,8 @@ def fused(config, operands, batch, target=HASWELL, tiles=None):
     lib = tvm.compile(tvm.IRModule({"layer": func}), target=target)
     n = operands["x"].shape[1]
     outs = [
-        tvm.runtime.tensor(np.full(shape, np.nan, config.dtype))
-        for _, shape in result_shapes(config, n)
+        tvm.runtime.tensor(np.full(shape, 77).astype(config.dtype_of(name)))
+        for name, shape in result_shapes(config, n)
     ]
     lib["layer"](*[tvm.runtime.tensor(v) for v in operands.values()], *outs)
     return {name: out.numpy() for name, out in zip(config.emit, outs)}
@@ -198,6 +198,36 @@ on_avx512 = pytest.mark.skipif(isa_of(HOST) != AVX512, reason="this machine has 
 def test_avx512(config, dtype, symbolic):
     """512-bit vectors: other tiles, panels and tails than those of the tests above."""
     check(replace(config, dtype=dtype), batch=3, target=HOST, symbolic=symbolic)
+
+
+BYTES = {"byte_x": True, "byte_spikes": True}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        layer(chain((5, 7), (19, 13, 9, 22), TT), **BYTES),
+        layer(chain((7, 9), (5, 6, 6, 20), TT, {1: (2, 2)}), T=1, **BYTES),
+        layer(chain((5, 5), (3, 10), (SQUARE,)), **BYTES),
+        layer(chain((6, 6), (17, 10), (POINT,), {0: (2, 2)}), lif=None, byte_x=True),
+        layer(chain((5, 5), (4, 6), (((0, 0), (0, 1)),)), emit=("membrane", "spikes"), **BYTES),
+        layer(chain((4, 4), (3, 40), (SQUARE,)), T=4, x_T=1, byte_spikes=True),
+        layer(
+            chain((3, 5), (33, 3, 3, 9), TT),
+            T=4,
+            half=chain((3, 5), (33, 3, 9), (POINT, POINT)),
+            timesteps=2,
+            emit=("spikes", "v_last"),
+            **BYTES,
+        ),
+    ],
+    ids=["ptt", "strided", "dense", "shortcut", "taps", "stem", "htt"],
+)
+def test_bytes(config, dtype):
+    """Spikes as uint8 in, or out, or both."""
+    for target in {HASWELL, HOST}:
+        check(replace(config, dtype=dtype), batch=2, target=target, symbolic=dtype == "float32")
 
 
 def test_isa_from_target():
