@@ -40,7 +40,7 @@ def last_stage(u: Unit, call: StageCall, t0: Expr, steps: int, index: Expr) -> N
         if v is not None:
             _store_membrane(u, v, pixel, index)
 
-    panel_loops(u, call, i64(0), i64(u.tiles.strip_rows), emit)
+    panel_loops(u, call, i64(0), i64(u.tiles.strip_rows), emit, exact=True)
 
 
 def _near(u: Unit, pixel: Point, c: int) -> Expr:

@@ -43,11 +43,20 @@ class StageCall:
     adds_bias: bool
 
 
-def panel_loops(u: Unit, call: StageCall, low: Expr, high: Expr, emit: EmitTile) -> None:
-    """Loops over pixel tiles and panels, in the order that the tile asks for."""
+def panel_loops(
+    u: Unit, call: StageCall, low: Expr, high: Expr, emit: EmitTile, *, exact: bool = False
+) -> None:
+    """Loops over pixel tiles and panels, in the order that the tile asks for.
+
+    Args:
+        low, high: rows of the output.
+        emit: writes a tile.
+        exact: whether a last panel with filled-up channels is written by code of its own.
+    """
     groups: list[list[tuple[int, int]]] = []
     for panel in layer_panels(u.config, call.stage, u.isa):
-        if groups and groups[-1][0][1] == panel[1]:
+        whole = not exact or sum(panel) <= call.stage.out_channels
+        if whole and groups and groups[-1][0][1] == panel[1]:
             groups[-1].append(panel)
         else:
             groups.append([panel])

@@ -200,6 +200,14 @@ def test_avx512(config, dtype, symbolic):
     check(replace(config, dtype=dtype), batch=3, target=HOST, symbolic=symbolic)
 
 
+@pytest.mark.parametrize("channels", [153, 77, 47])
+def test_last_panel_that_is_not_full(channels):
+    """Panels of equal width where the last one has filled-up channels: none of them is written."""
+    config = layer(chain((2, 2), (3, channels), (POINT,)), lif=None, dtype="float32")
+    for target in {HASWELL, HOST}:
+        check(config, target=target)
+
+
 BYTES = {"byte_x": True, "byte_spikes": True}
 
 
