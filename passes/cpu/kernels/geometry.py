@@ -16,7 +16,7 @@ from tvm.sym import Analyzer
 
 from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 
-__all__ = ["Region", "chain_regions", "clip", "copies_input"]
+__all__ = ["Region", "chain_regions", "clip", "copies_input", "leaves_image"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def chain_regions(stages: Sequence[Stage], rows: int) -> list[Region]:
     return out
 
 
-def _leaves_image(stage: Stage) -> bool:
+def leaves_image(stage: Stage) -> bool:
     """Whether some tap of the stage reads outside its input."""
     for axis in (0, 1):
         offsets = [tap[axis] for tap in stage.taps]
@@ -89,7 +89,7 @@ def copies_input(config: LayerConfig, stage: Stage) -> bool:
 
     It does where a tap leaves the image. Bytes that several taps read are made numbers once.
     """
-    return _leaves_image(stage) or (config.byte_x and len(stage.taps) > 1)
+    return leaves_image(stage) or (config.byte_x and len(stage.taps) > 1)
 
 
 def clip(region: Region, h0: Expr) -> tuple[Expr, Expr]:
