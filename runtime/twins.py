@@ -76,6 +76,7 @@ def make_twins(
             f"{source.path}: compare needs the PyTorch network itself: give a zoo name or "
             "package.module:factory"
         )
+    plan = source.plan_to_apply(plan, mode)
     if plan is not None and dense is not None:
         raise ModelImportError("dense= is for a network with tensor trains of its own: no plan")
     network = copy.deepcopy(source.module).to(getattr(torch, dtype)).eval()

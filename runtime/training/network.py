@@ -95,7 +95,7 @@ def network_of(
         import copy
 
         module = copy.deepcopy(module).to(getattr(torch, dtype))
-    made = None
+    made, plan = source.plan, source.plan_to_apply(plan, mode)
     if plan is not None:
         program = import_source(replace(source, module=module), example, dtype=dtype)
         made = make_plan(program, plan, mode)

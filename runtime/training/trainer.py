@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -33,6 +34,7 @@ from ttsnn.runtime.training.samples import as_samples, check_labels
 from ttsnn.runtime.training.schedules import ConstantLR, Schedule
 from ttsnn.runtime.training.step import StepResult, TrainStep
 from ttsnn.sources import ModelOptions
+from ttsnn.weights import PLAN_KEY
 
 __all__ = ["Augment", "Trainer"]
 
@@ -120,7 +122,7 @@ class Trainer:
             raise DataError(f"lr must be above 0, got {lr}")
         self.exchange: Exchange = join()
         self.folder = None if folder is None else Path(folder)
-        self._resuming = self._prepare_folder(resume)
+        self._found = self._prepare_folder(resume)
         network = network_of(
             model, plan=plan, mode=mode, init=init, seed=seed, dtype=dtype, options=options
         )
@@ -185,8 +187,9 @@ class Trainer:
         }
         self.progress: dict[str, Any] = {"best_accuracy": None, "best_step": None}
         self._state = self._step.state(model=arrays_of(self._module))
-        if self._resuming:
-            self._restore()
+        if self._found is not None:
+            self._restore(self._found)
+            self._found = None
 
     # --- what a user asks --------------------------------------------------------------------
 
@@ -394,8 +397,10 @@ class Trainer:
             return
         from safetensors.numpy import save
 
+        # a single entry: their order in the file is not fixed
+        plan = None if self.plan is None else {PLAN_KEY: json.dumps(self.plan.to_json())}
         with replacing(self.folder / BEST) as temporary:
-            temporary.write_bytes(save(_arrays(self.module)))
+            temporary.write_bytes(save(_arrays(self.module), plan))
 
     def _epoch(self, step: int) -> int:
         return step // self.order.steps_per_epoch
@@ -410,12 +415,12 @@ class Trainer:
             return "there is no checkpoint yet"
         return f"the last good checkpoint (update {read_checkpoint(self.folder).step}) stays"
 
-    def _prepare_folder(self, resume: bool) -> bool:
-        """Make the folder; whether there is a checkpoint to go on from."""
+    def _prepare_folder(self, resume: bool) -> Checkpoint | None:
+        """Make the folder; the checkpoint to go on from, read before minutes of work."""
         if self.folder is None:
             if resume:
                 raise DataError("resume needs the folder of the run")
-            return False
+            return None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -425,11 +430,10 @@ class Trainer:
         there = (self.folder / INDEX).is_file()
         if there and not resume:
             raise DataError(f"{self.folder} holds a run already; resume it, or give another folder")
-        return there
+        return read_checkpoint(self.folder) if there else None
 
-    def _restore(self) -> None:
+    def _restore(self, found: Checkpoint) -> None:
         assert self.folder is not None
-        found = read_checkpoint(self.folder)
         where = self.folder / INDEX
         check_model(where, found.model, _arrays(self._module))
         check_model(where, found.optimizer, self._state.arrays("optimizer"))
@@ -478,8 +482,6 @@ def _check_input(x: torch.Tensor, expected: tuple[int, ...]) -> None:
 
 def _json(value: Any) -> Any:
     """As it comes back from a JSON file."""
-    import json
-
     return json.loads(json.dumps(value))
 
 

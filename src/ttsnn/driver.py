@@ -164,7 +164,7 @@ def compile(
             mod = import_source(
                 source, example, dtype=dtype, dynamic_batch=dynamic_batch, batch=batch
             )
-        chosen = None
+        chosen, plan = source.plan, source.plan_to_apply(plan, mode)
         if plan is not None:
             with watch("decompose"):
                 chosen = make_plan(mod, plan, mode)

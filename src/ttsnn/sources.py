@@ -16,10 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsnn.errors import ArtifactError, DataError, ModelImportError, first_line
+from ttsnn.errors import ArtifactError, DataError, ModelImportError, PlanError, first_line
 
 if TYPE_CHECKING:
     import torch
+
+    from ttsnn.plans import TTPlan
 
 __all__ = ["InputShape", "ModelOptions", "ModelSource", "parse_input_shape", "resolve"]
 
@@ -56,6 +58,10 @@ class ModelOptions:
     num_classes: int | None = None
     input_shape: InputShape | None = None
     weights: str | os.PathLike | None = None
+    """A state_dict file, or a run of ``ttsnn train``: its folder or its checkpoint.json."""
+    plan: Any = None
+    """Of cores in ``weights``, where the file does not say it: a rule, a plan file or a plan."""
+    mode: str = "ptt"
     seed: int = 0
     calibrated: bool = True
     """Zoo networks without weights: make batch-norm statistics from random input, which runs
@@ -75,6 +81,7 @@ class ModelSource:
             caller has an example.
         options: what it was resolved with.
         trained: whether weights were given (a file, or a module of the caller's own).
+        plan: of the tensor trains that ``module`` has, where the weights brought their cores.
     """
 
     name: str
@@ -84,6 +91,18 @@ class ModelSource:
     input: InputShape | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
     trained: bool = False
+    plan: TTPlan | None = None
+
+    def plan_to_apply(self, plan: Any, mode: str) -> Any:
+        """A plan that the caller asks for, or None where the network has its cores already.
+
+        Raises:
+            PlanError: it has those of another plan.
+        """
+        if self.plan is None or plan is None:
+            return plan
+        _check_same(self.plan, plan, mode, str(self.options.weights))
+        return None
 
     def example(self, batch: int = 1, dtype: str = "float32", seed: int = 0) -> torch.Tensor:
         """A seeded random input of this network, as :func:`ttsnn.models.example_input` makes it.
@@ -299,14 +318,74 @@ def _finish(
     name: str, module: Any, options: ModelOptions, *, trained: bool, probe: bool
 ) -> ModelSource:
     """Load weights, set eval mode, find the input."""
-    module = module.eval()
+    module, plan = module.eval(), None
     if options.weights is not None:
-        from ttsnn.weights import load_weights
-
-        load_weights(module, options.weights)
+        module, plan = _with_weights(name, module, options)
         trained = True
     shape = _input_of(name, module, options) if probe else None
-    return ModelSource(name, "module", module, None, shape, options, trained)
+    return ModelSource(name, "module", module, None, shape, options, trained, plan)
+
+
+def _with_weights(name: str, module: Any, options: ModelOptions) -> tuple[Any, TTPlan | None]:
+    """The network with the weights of a file or a run, in their dtype; tensor trains where those
+    are cores.
+
+    Raises:
+        ModelImportError: they do not fit; cores of a plan that nobody says.
+        PlanError: cores of another plan than the one that is asked for.
+    """
+    import torch
+
+    from ttsnn.models import apply_plan
+    from ttsnn.plans import TTPlan
+    from ttsnn.weights import load_state, read_weights
+
+    assert options.weights is not None
+    found = read_weights(options.weights)
+    plan = None if found.plan is None else TTPlan.from_json(found.plan)
+    if plan is not None and options.plan is not None:
+        _check_same(plan, options.plan, options.mode, str(found.path))
+    elif plan is None and found.cores and not any(k in module.state_dict() for k in found.cores):
+        if options.plan is None:
+            raise ModelImportError(
+                f"{found.path}: holds tensor-train cores ({found.cores[0]} …); give the plan that "
+                "they were trained with (--plan, --mode)"
+            )
+        plan = _made(name, module, options)
+    if plan is not None:
+        module = apply_plan(module, plan, init="fresh")
+    floats = {v.dtype for v in found.state.values() if v.is_floating_point()}
+    if floats == {torch.float64}:
+        module = module.to(torch.float64)  # rather than round them
+    load_state(module, found.state, found.path)
+    return module, plan
+
+
+def _made(name: str, module: Any, options: ModelOptions) -> TTPlan:
+    """The plan of ``options`` for a dense network."""
+    from ttsnn.driver import import_source, make_plan
+
+    bare = replace(options, weights=None, plan=None)
+    source = ModelSource(name, "module", module, None, _input_of(name, module, bare), bare)
+    return make_plan(import_source(source), options.plan, options.mode)
+
+
+def _check_same(plan: TTPlan, wanted: Any, mode: str, path: str) -> None:
+    """Refuse cores of another plan than the one that is asked for."""
+    from ttsnn.plans import TTPlan
+
+    if isinstance(wanted, (str, os.PathLike)) and Path(wanted).suffix == ".json":
+        wanted = TTPlan.load(wanted)
+    modes = sorted({la.mode for la in plan.layers.values() if la.kind == "conv2d"})
+    if isinstance(wanted, TTPlan):
+        same, text = wanted.layers == plan.layers, f"the given one ({wanted.rule})"
+    else:
+        same, text = str(wanted) == plan.rule and modes in ([], [mode]), f"{wanted}, {mode}"
+    if not same:
+        raise PlanError(
+            f"{path}: its cores are of the plan {plan.rule}, {'/'.join(modes) or 'tt'}, not of "
+            f"{text}; leave the plan out, or give the one that they were trained with"
+        )
 
 
 def _input_of(name: str, module: Any, options: ModelOptions) -> InputShape:

@@ -94,7 +94,12 @@ def add_model(parser: argparse.ArgumentParser, *, artifact: bool = False) -> Non
         metavar="N,C,H,W",
         help="input of a network that does not say it, N is the batch: N,3,32,32 or 4,N,2,48,48",
     )
-    group.add_argument("--weights", metavar="FILE", help="state_dict (.pt or .safetensors)")
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="state_dict (.pt or .safetensors), or a run of `ttsnn train`: its folder or its "
+        "checkpoint.json",
+    )
     group.add_argument("--seed", type=int, default=0, help="seed of random weights and inputs")
 
 
@@ -172,6 +177,8 @@ def options_of(args: argparse.Namespace) -> ModelOptions:
         num_classes=args.num_classes,
         input_shape=parse_input_shape(args.input_shape) if args.input_shape else None,
         weights=args.weights,
+        plan=plan_of(args) if args.weights and hasattr(args, "init") else None,
+        mode=args.mode if hasattr(args, "mode") else "ptt",
         seed=args.seed,
     )
 

@@ -154,9 +154,10 @@ def _torch_step(args: argparse.Namespace, source: Any) -> Step:
     from ttsnn import driver, models
 
     module = source.module.to(getattr(torch, args.dtype))
-    if _common.plan_of(args) is not None:
+    rule = source.plan_to_apply(_common.plan_of(args), args.mode)
+    if rule is not None:
         program = driver.import_source(source, dtype=args.dtype)
-        plan = driver.make_plan(program, args.plan, args.mode)
+        plan = driver.make_plan(program, rule, args.mode)
         module = models.apply_plan(module, plan, init=args.init, seed=args.seed)
     if args.threads:
         torch.set_num_threads(args.threads)

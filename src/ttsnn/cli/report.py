@@ -109,6 +109,7 @@ def report(
     dense = driver.import_source(source)
     infos = layer_infos(dense)
     plan = TTPlan({})
+    rule = source.plan_to_apply(rule, mode)
     if rule is not None:
         plan = plan_for(rule, infos, mode, T=network_steps(dense))
     program = DecomposeToTT(plan, init=init, seed=seed)(dense) if len(plan) else dense
