@@ -1,6 +1,12 @@
 """PyTorch networks, TT layers and datasets: what the compiled code is compared with."""
 
-from ttsnn.models.data import EventDataset, ImageDataset, SpikingDataset, load_dataset
+from ttsnn.models.data import (
+    EventDataset,
+    FrameDataset,
+    ImageDataset,
+    SpikingDataset,
+    load_dataset,
+)
 from ttsnn.models.events import event_frames_from_images
 from ttsnn.models.lif import LIF
 from ttsnn.models.lif_op import lif
@@ -29,6 +35,7 @@ __all__ = [
     "ZOO",
     "DatasetSpec",
     "EventDataset",
+    "FrameDataset",
     "ImageDataset",
     "MSBlock",
     "MSResNet",

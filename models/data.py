@@ -15,10 +15,15 @@ from torch.utils.data import Dataset
 
 from ttsnn.errors import DataError
 from ttsnn.models.cifar import read_cifar
-from ttsnn.models.events import EventFiles, find_event_files, read_event_frames
+from ttsnn.models.events import (
+    EventFiles,
+    event_frames_from_images,
+    find_event_files,
+    read_event_frames,
+)
 from ttsnn.models.zoo import DatasetSpec, dataset_spec
 
-__all__ = ["EventDataset", "ImageDataset", "SpikingDataset", "load_dataset"]
+__all__ = ["EventDataset", "FrameDataset", "ImageDataset", "SpikingDataset", "load_dataset"]
 
 SPLITS = ("train", "test")
 
@@ -92,6 +97,21 @@ class ImageDataset(SpikingDataset):
         return self._images[chosen], self.labels[chosen]
 
 
+class FrameDataset(SpikingDataset):
+    """Event frames [T, n, C, H, W] held in memory."""
+
+    def __init__(self, spec: DatasetSpec, split: str, frames: Tensor, labels: Tensor) -> None:
+        self.spec, self.split, self.labels = spec, split, labels
+        self._frames = frames
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._frames[:, index], int(self.labels[index])
+
+    def batch(self, indices: Sequence[int] | range) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(list(indices), dtype=torch.int64)
+        return self._frames[:, chosen], self.labels[chosen]
+
+
 class EventDataset(SpikingDataset):
     """Event files, read and binned into frames when a sample is asked for."""
 
@@ -119,7 +139,10 @@ def load_dataset(
 ) -> SpikingDataset:
     """One split of a dataset.
 
-    ``digits`` comes with scikit-learn and needs no files. ``cifar10`` and ``cifar100`` want the
+    ``digits`` comes with scikit-learn and needs no files. ``moving_digits`` is made from it: what
+    an ideal event camera would see of each image, resized, moved once around a circle of one
+    pixel from a random place on it (the same in every call); no recording, see
+    :func:`ttsnn.models.event_frames_from_images`. ``cifar10`` and ``cifar100`` want the
     *binary version* of their files below ``root``, ``ncaltech101`` the folders of event files.
     Every fifth image of a class of digits is for testing, every tenth file (by name) of a class
     of ncaltech101; CIFAR says it itself.
@@ -151,6 +174,9 @@ def load_dataset(
     if name == "digits":
         pixels, labels = _digits(split)
         return _images(spec, split, pixels, labels, normalize)
+    if name == "moving_digits":
+        pixels, labels = _digits(split)
+        return _moving(spec, split, pixels, labels)
     if root is None:
         raise DataError(f"{name}: give the folder that holds its files (root=…, --data DIR)")
     folder = Path(root)
@@ -167,14 +193,28 @@ def _images(
     spec: DatasetSpec, split: str, pixels: np.ndarray, labels: np.ndarray, normalize: bool
 ) -> ImageDataset:
     """Pixels in 0…1 [n, C, H, W] as a dataset, resized and normalised."""
-    images = torch.from_numpy(pixels)
-    if images.shape[-1] != spec.image_size:
-        size = (spec.image_size, spec.image_size)
-        images = F.interpolate(images, size, mode="bilinear", antialias=True)
+    images = _resized(pixels, spec.image_size)
     if normalize:
         mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in NORMALS[spec.name])
         images = (images - mean) / std
     return ImageDataset(spec, split, images, torch.from_numpy(labels))
+
+
+def _moving(spec: DatasetSpec, split: str, pixels: np.ndarray, labels: np.ndarray) -> FrameDataset:
+    """Images in 0…1 as event frames of a moved view."""
+    images = _resized(pixels, spec.image_size).clamp(0.0, 1.0)
+    generator = torch.Generator().manual_seed(SPLITS.index(split))
+    phases = 2 * np.pi * torch.rand(len(labels), generator=generator)
+    frames = event_frames_from_images(images, spec.T, phases=phases)
+    return FrameDataset(spec, split, frames, torch.from_numpy(labels))
+
+
+def _resized(pixels: np.ndarray, size: int) -> Tensor:
+    """Images [n, C, H, W] with another height and width."""
+    images = torch.from_numpy(pixels)
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:

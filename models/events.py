@@ -141,7 +141,12 @@ def read_event_frames(path: Path, T: int, image_size: int, *, split_by: str = "t
 
 
 def event_frames_from_images(
-    images: Tensor, T: int, *, amplitude: float = 1.0, contrast: float = 0.2
+    images: Tensor,
+    T: int,
+    *,
+    amplitude: float = 1.0,
+    contrast: float = 0.2,
+    phases: Tensor | None = None,
 ) -> Tensor:
     """Made event frames: what an ideal event camera would see of images moved on a circle.
 
@@ -155,6 +160,7 @@ def event_frames_from_images(
         T: number of frames.
         amplitude: radius of the movement in pixels.
         contrast: change of log intensity that makes one event.
+        phases: [N], where on the circle each image begins, in radians; 0 by default.
 
     Returns:
         [T, N, 2, H, W] in the images' dtype.
@@ -170,15 +176,17 @@ def event_frames_from_images(
         )
     gray = images.mean(1, keepdim=True)
     n, _, height, width = gray.shape
+    start = torch.zeros(n) if phases is None else phases
+    theta = torch.zeros(n, 2, 3, dtype=gray.dtype)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1.0
     seen = []
     for k in range(T + 1):
-        angle = 2 * math.pi * k / max(T, 2)  # one frame alone must see a movement too
-        dx, dy = amplitude * math.cos(angle), amplitude * math.sin(angle)
+        # one frame alone must see a movement too
+        angle = start.to(gray.dtype) + 2 * math.pi * k / max(T, 2)
         # affine_grid's unit is half an image
-        theta = torch.tensor(
-            [[1.0, 0.0, 2 * dx / width], [0.0, 1.0, 2 * dy / height]], dtype=gray.dtype
-        )
-        grid = F.affine_grid(theta.expand(n, 2, 3), list(gray.shape), align_corners=False)
+        theta[:, 0, 2] = 2 * amplitude / width * angle.cos()
+        theta[:, 1, 2] = 2 * amplitude / height * angle.sin()
+        grid = F.affine_grid(theta, list(gray.shape), align_corners=False)
         moved = F.grid_sample(gray, grid, align_corners=False, padding_mode="border")
         seen.append(torch.log(0.1 + moved[:, 0]))
     change = torch.stack(seen).diff(dim=0) / contrast

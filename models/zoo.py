@@ -52,6 +52,7 @@ DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
         DatasetSpec("digits", 1, 8, 10, 4, True),
+        DatasetSpec("moving_digits", 2, 16, 10, 6, False),
         DatasetSpec("cifar10", 3, 32, 10, 4, True),
         DatasetSpec("cifar100", 3, 32, 100, 4, True),
         DatasetSpec("ncaltech101", 2, 48, 101, 6, False),

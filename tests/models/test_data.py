@@ -232,3 +232,26 @@ def test_made_events_follow_the_movement() -> None:
         event_frames_from_images(load_dataset("digits").images[:2], 4)
     with pytest.raises(DataError, match="N, C, H, W"):
         event_frames_from_images(image[0], 4)
+
+
+def test_moving_digits_are_frames_of_the_digits() -> None:
+    still, moving = (load_dataset(n, split="test") for n in ("digits", "moving_digits"))
+    frames = moving.images
+    assert frames.shape == (6, len(still), 2, 16, 16)
+    assert torch.equal(moving.labels, still.labels)
+    assert torch.equal(frames, load_dataset("moving_digits", split="test").images)
+    assert torch.equal(frames, frames.floor())
+    assert 0.05 < (frames > 0).double().mean() < 0.5
+    sample, label = moving[3]
+    assert torch.equal(sample, frames[:, 3])
+    assert label == int(still.labels[3])
+    x, y = moving.batch([5, 3])
+    assert torch.equal(x, frames[:, [5, 3]])
+    assert torch.equal(y, still.labels[[5, 3]])
+    assert load_dataset("moving_digits", T=2, image_size=9).batch([0])[0].shape == (2, 1, 2, 9, 9)
+    # each image begins at a place of its own
+    image = load_dataset("digits", normalize=False).images[:1].repeat(2, 1, 1, 1)
+    a, b = event_frames_from_images(image, 4, phases=torch.tensor([0.0, np.pi / 2])).unbind(1)
+    assert not torch.equal(a, b)
+    # a quarter of the circle later is one frame later
+    torch.testing.assert_close(a[1:], b[:-1])
