@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from ttsnn.cli import main
+from ttsnn.runtime.training.checkpoint import INDEX, Checkpoint, write_checkpoint
 
 _WORDS = [
     *("spiking_mlp", "--dataset", "digits", "--T", "2", "--limit", "160", "--batch", "16"),
@@ -29,10 +31,25 @@ def kept(folder):
     return files, [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
-def killed(folder, at):
+_CONVOLUTIONAL = [
+    *("killnets:build", "--dataset", "digits", "--T", "2", "--limit", "96", "--batch", "16"),
+    *("--plan", "rank=2", "--mode", "ptt", "--init", "fresh", "--epochs", "5"),
+    *("--checkpoint-every", "4", "--threads", "1", "--json"),
+]
+_NETS = """
+from ttsnn import models
+
+def build(T=2, num_classes=10):
+    return models.MSResNet((1,), (1, 8, 8), num_classes, T, width=6)
+"""
+
+
+def killed(folder, at, words):
     """Start or continue the run in a process, and kill it once it has logged ``at`` updates."""
-    words = [sys.executable, "-m", "ttsnn", "train", *_WORDS, "-o", str(folder), "--resume"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    words = [sys.executable, "-m", "ttsnn", "train", *words, "-o", str(folder), "--resume"]
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent
+    )
     log, end = folder / "log.jsonl", time.monotonic() + 240
     while process.poll() is None and time.monotonic() < end:
         if log.is_file() and log.read_bytes().count(b"\n") >= at:
@@ -43,16 +60,17 @@ def killed(folder, at):
     return process.wait()
 
 
-def kills(tmp_path, capsys, count):
+def kills(tmp_path, capsys, count, words=_WORDS, steps=_STEPS):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert main(["train", *_WORDS, "-o", str(whole)]) == 0
+    assert main(["train", *words, "-o", str(whole)]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["steps"] == _STEPS
+    assert summary["steps"] == steps
     broken.mkdir()
     rng = random.Random(count)
-    codes = [killed(broken, at) for at in sorted(rng.sample(range(1, _STEPS - 2), count))]
-    assert -signal.SIGKILL in codes
-    assert main(["train", *_WORDS, "-o", str(broken), "--resume"]) == 0
+    places = sorted(rng.sample(range(1, steps - 2), count))
+    codes = [killed(broken, at, words) for at in places]
+    assert codes.count(-signal.SIGKILL) >= count - 1
+    assert main(["train", *words, "-o", str(broken), "--resume"]) == 0
     assert kept(broken) == kept(whole)
 
 
@@ -63,6 +81,14 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_run_killed_ten_times_ends_in_the_same_bits(tmp_path, capsys):
     kills(tmp_path, capsys, 10)
+
+
+@pytest.mark.slow
+def test_a_convolutional_run_with_tensor_trains_killed_ten_times(tmp_path, capsys, monkeypatch):
+    (tmp_path / "killnets.py").write_text(_NETS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kills(tmp_path, capsys, 10, _CONVOLUTIONAL, 30)
+    assert (tmp_path / "whole" / "best.safetensors").is_file()
 
 
 def test_bad_input_ends_with_a_message(tmp_path, capsys):
@@ -87,9 +113,42 @@ def test_bad_input_ends_with_a_message(tmp_path, capsys):
         assert message in error
         assert "Traceback" not in error
         assert index.read_bytes() == before
-    index.write_text("{")
-    assert main(["train", *short, *run, "--resume"]) == 2
-    assert "damaged" in capsys.readouterr().err
+    for words, message in (
+        (["--num-classes", "7"], "label 7 of sample 7 is out of range; the network has 7 classes"),
+        (["--resume", *run, "--plan", "rank=1"], "checkpoint of another"),
+        (["--lr", "1e300", "--limit", "64"], "try a smaller lr"),
+    ):
+        before = {p.name: p.read_bytes() for p in index.parent.iterdir()}
+        assert main(["train", *short, *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+        assert {p.name: p.read_bytes() for p in index.parent.iterdir()} == before
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_is_compiled(tmp_path, capsys):
+    run = tmp_path / "run"
+    write_checkpoint(run, Checkpoint(3, {"a": np.ones(4)}, {}, {}, {}))
+    index, tensors = run / INDEX, run / "step-00000003.safetensors"
+    words = ["spiking_mlp", "--dataset", "digits", "--no-eval", "-o", str(run), "--resume"]
+    flipped = bytearray(tensors.read_bytes())
+    flipped[-1] ^= 1
+    for file, content, message in (
+        (index, index.read_bytes()[:-20], "damaged"),
+        (index, b"{}", "damaged"),
+        (tensors, bytes(flipped), "are not the"),
+        (tensors, tensors.read_bytes()[:-1], "are not the"),
+        (tensors, None, "cannot be read"),
+    ):
+        good = file.read_bytes()
+        file.unlink() if content is None else file.write_bytes(content)
+        start = time.perf_counter()
+        assert main(["train", *words]) == 2
+        assert time.perf_counter() - start < 5
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+        file.write_bytes(good)
 
 
 def test_one_step_agrees_with_pytorch_and_is_timed(capsys):
