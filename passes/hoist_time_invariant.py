@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
 from tvm import relax
 
+from ttsnn.ops.batch_norm import BATCH_NORM_TRAIN, batch_norm_train
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import dims, known_dims, product, same, same_dims
@@ -95,20 +96,38 @@ class HoistTimeInvariant(ModulePass):
     parameter, reductions over other axes, and reshapes that fold time into the batch or back;
     so a stem runs once instead of T times. The broadcast stays where something needs time: a
     neuron, an addition with a value that changes, ``htt`` layers. Repetitions written as
-    ``broadcast_to``, ``tile`` or ``stack`` of one tensor are seen.
+    ``broadcast_to``, ``tile`` or ``stack`` of one tensor are seen. A batch norm on the batch's
+    statistics is told how many copies its input stands for.
+
+    Args:
+        prune: remove what nothing reads afterwards, parameters too.
     """
+
+    def __init__(self, prune: bool = True) -> None:
+        self.prune = prune
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply the pass."""
-        return prune(_Hoister(mod).run())
+        new = _Hoister(mod).run()
+        return prune(new) if self.prune else new
 
 
 class _Hoister(BindingRewriter):
     def __init__(self, mod: tvm.IRModule) -> None:
         super().__init__(mod)
         self._constant: dict[relax.Var, _Constant] = {}
+        self._norms: dict[relax.Var, tuple[relax.Var, _Constant]] = {}
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if op_name(value) == BATCH_NORM_TRAIN:
+            return self._batch_norm(var, value)
+        if isinstance(value, relax.TupleGetItem) and value.tuple_value in self._norms:
+            norm, x = self._norms[value.tuple_value]
+            item = self.emit(relax.TupleGetItem(norm, value.index))
+            if value.index != 0:
+                return item  # statistics
+            self._constant[var] = replace(x, base=item)
+            return None
         found = self._repetition(value) or self._hoist(value)
         if found is None:
             return self.get(value)
@@ -181,6 +200,23 @@ class _Hoister(BindingRewriter):
             return None
         args = [found.base, *(self.get(a) for a in value.args[1:])]
         return self._made(relax.Call(value.op, args, value.attrs, value.ty_args), found)
+
+    def _batch_norm(self, var: relax.Var, value: relax.Call) -> relax.Expr:
+        x, *channels = value.args
+        found, attrs = self._constant.get(x), value.attrs
+        if found is None or not found.folded:
+            return self.get(value)
+        new = batch_norm_train(
+            found.base,
+            *(self.get(a) for a in channels),
+            axis=int(attrs["axis"]),
+            epsilon=float(attrs["epsilon"]),
+            momentum=float(attrs["momentum"]),
+            repeats=int(attrs["repeats"]) * found.steps,
+        )
+        norm = self.emit(new)
+        self._norms[var] = norm, found
+        return norm
 
     def _made(self, call: relax.Expr, found: _Constant) -> _Constant:
         return _Constant(self.emit(call), found.steps, found.folded)

@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.errors import PassError
+from ttsnn.passes.hoist_time_invariant import HoistTimeInvariant
 from ttsnn.passes.training.activation_checkpointing import checkpoint_activations
 from ttsnn.passes.training.append_loss import AppendLoss
 from ttsnn.passes.training.batch_norm import TrainingBatchNorm
@@ -25,6 +26,8 @@ from ttsnn.program import params_of, with_params
 
 __all__ = ["build_autograd", "build_gradients", "build_train_step", "build_update"]
 
+# a static image's stem runs once; parameters that nothing reads stay, with gradients of zero
+_HOIST = HoistTimeInvariant(prune=False)
 _CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 
@@ -53,7 +56,7 @@ def build_autograd(
     Raises:
         PassError: see the passes.
     """
-    mod = TrainingBatchNorm(frozen_bn, momentum=bn_momentum)(program)
+    mod = _HOIST(TrainingBatchNorm(frozen_bn, momentum=bn_momentum)(program))
     options = {"activation_checkpointing": activation_checkpointing}
     return Differentiate(params, inputs, **options)(mod)
 
@@ -226,7 +229,7 @@ class _Parts:
         bn_momentum: float | None,
         activation_checkpointing: bool,
     ) -> _Parts:
-        mod = TrainingBatchNorm(frozen_bn, momentum=bn_momentum)(program)
+        mod = _HOIST(TrainingBatchNorm(frozen_bn, momentum=bn_momentum)(program))
         mod = AppendLoss(loss, output)(mod)
         names = trainable_params(mod, params)
         if not names:

@@ -96,7 +96,13 @@ def _total(a: Arrays, partial: Var, parts: int, count: int, which: int, c: Expr)
 
 
 def batch_norm_stats(
-    shape: Shape, dtype: str, isa: Isa, units: int, epsilon: float, momentum: float
+    shape: Shape,
+    dtype: str,
+    isa: Isa,
+    units: int,
+    epsilon: float,
+    momentum: float,
+    repeats: int = 1,
 ) -> PrimFunc:
     """The function (x, running_mean, running_var, new_mean, new_var, mean, rstd).
 
@@ -105,7 +111,7 @@ def batch_norm_stats(
         dtype: of all arguments.
         isa: vector width.
         units: parts of the pixels that run in parallel.
-        epsilon, momentum: of the batch norm.
+        epsilon, momentum, repeats: of the batch norm.
     """
     a = Arrays(shape, dtype, isa)
     b, n = a.b, a.pixels
@@ -127,7 +133,7 @@ def batch_norm_stats(
         squares = b.bind(tirx.Select(squares < zero, zero, squares), "squares")
         mean = b.bind(load(x, c).astype(WIDE) + moved, "mean")
         var = squares / splat(float(n), WIDE, 1)
-        unbiased = squares / splat(float(n - 1), WIDE, 1)
+        unbiased = squares / splat((repeats * n - 1) / repeats, WIDE, 1)
         new, keep = splat(momentum, WIDE, 1), splat(1.0 - momentum, WIDE, 1)
         values = [
             new * mean + keep * load(old_mean, c).astype(WIDE),

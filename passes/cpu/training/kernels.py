@@ -325,13 +325,20 @@ class TrainingKernels:
     # -- normalisation -----------------------------------------------------------------------
 
     def batch_norm_stats(
-        self, x: relax.Var, running: Sequence[relax.Expr], epsilon: float, momentum: float
+        self,
+        x: relax.Var,
+        running: Sequence[relax.Expr],
+        epsilon: float,
+        momentum: float,
+        repeats: int = 1,
     ) -> list[relax.Var]:
         """(new running mean, new running variance, mean, 1/σ)."""
         shape, dtype = _shape(x), _dtype(x)
         return self.call(
-            ("batch_norm_stats", shape, dtype, epsilon, momentum),
-            lambda: batch_norm_stats(shape, dtype, self.isa, self.units, epsilon, momentum),
+            ("batch_norm_stats", shape, dtype, epsilon, momentum, repeats),
+            lambda: batch_norm_stats(
+                shape, dtype, self.isa, self.units, epsilon, momentum, repeats
+            ),
             [x, *running],
             [shape[-1:]] * 4,
             dtype,

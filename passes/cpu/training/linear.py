@@ -184,7 +184,8 @@ def flat_batch_norm(c: Converter, call: relax.Call) -> list:
     x = _pixels(c, call.args[0])
     gamma, beta, *running = (c.get(a) for a in call.args[1:])
     epsilon, momentum = float(call.attrs["epsilon"]), float(call.attrs["momentum"])
-    stats = c.k.batch_norm_stats(x, running, epsilon, momentum)
+    repeats = int(call.attrs["repeats"])
+    stats = c.k.batch_norm_stats(x, running, epsilon, momentum, repeats)
     y = c.k.batch_norm_apply(x, (gamma, beta, *stats[2:]))
     return [c.reshape(y, known_dims(call.args[0])), *stats]
 

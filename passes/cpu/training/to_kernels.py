@@ -244,7 +244,8 @@ class _Lowering(Converter):
             return None
         gamma, beta, *running = (self.get(a) for a in call.args[1:])
         epsilon, momentum = float(call.attrs["epsilon"]), float(call.attrs["momentum"])
-        stats = self.k.batch_norm_stats(x.expr, running, epsilon, momentum)
+        repeats = int(call.attrs["repeats"])
+        stats = self.k.batch_norm_stats(x.expr, running, epsilon, momentum, repeats)
         return [Normalised(x, (gamma, beta, *stats[2:])), *stats]
 
     def _batch_norm_backward(self, _var: relax.Var, call: relax.Call) -> list | None:
@@ -408,19 +409,25 @@ class _Lowering(Converter):
             return Image(self.bind(relax.op.broadcast_to(wide, target)), tuple(lead))
         if len(lead) == 2 and size == [1, lead[1], c, h, w] and self.is_image(source):
             image = self.known_image(source)
-            full = self.bind(relax.op.concat([image.expr] * lead[0], axis=1))
-            return Image(full, tuple(lead))
+            full = self.bind(relax.op.broadcast_to(image.expr, [lead[0], lead[1], h, w, c]))
+            return Image(self.reshape(full, (1, prod(lead), h, w, c)), tuple(lead))
         return None
 
-    def _reduced(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
-        """Mean or sum over height and width of an image."""
+    def _reduced(self, _var: relax.Var, call: relax.Call) -> Image | relax.Expr | None:
+        """Mean or sum over height and width of an image, or over its timesteps."""
         x, axes = call.args[0], call.attrs.axis
         if axes is None or not self.is_image(x):
             return None
         rank = len(known_dims(x))
+        op = relax.op.mean if op_name(call) == "relax.mean" else relax.op.sum
+        if rank == 5 and [int(a) % rank for a in axes] == [0]:
+            image = self.known_image(x)
+            steps = self.reshape(image.expr, (image.lead[0], image.lead[1], *image.sizes[1:]))
+            keep = bool(call.attrs.keepdims)
+            lead = ((1,) if keep else ()) + image.lead[1:]
+            return Image(self.bind(op(steps, axis=[0], keepdims=True)), lead)
         if sorted(int(a) % rank for a in axes) != [rank - 2, rank - 1]:
             return None
-        op = relax.op.mean if op_name(call) == "relax.mean" else relax.op.sum
         out = self.bind(op(self.known_image(x).expr, axis=[2, 3]))
         return self.reshape(out, known_dims(call))
 

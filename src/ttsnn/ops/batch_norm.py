@@ -7,9 +7,11 @@ n the number of values a channel has,
 ``mean = Σ x / n``, ``var = Σ (x - mean)² / n``, ``rstd = 1 / √(var + epsilon)``,
 ``y = (x - mean) · rstd · gamma + beta``,
 ``new_running_mean = momentum · mean + (1 - momentum) · running_mean``,
-``new_running_var = momentum · var · n / (n - 1) + (1 - momentum) · running_var``
+``new_running_var = momentum · var · r n / (r n - 1) + (1 - momentum) · running_var``
 
 as ``torch.nn.BatchNorm2d`` has them in training mode: the running variance is the unbiased one.
+r is the attribute ``repeats``: x stands for r copies of itself along the batch, as a static image
+over T timesteps is. Mean, variance and gradients of the copies' sum are those of one.
 ``mean`` and ``rstd`` are what the backward needs. Sums are formed in float64.
 
 ``batch_norm_train_backward(x, gamma, mean, rstd, dy) -> (dx, dgamma, dbeta)`` with
@@ -60,6 +62,7 @@ def batch_norm_train(
     axis: int = 1,
     epsilon: float = 1e-5,
     momentum: float = 0.1,
+    repeats: int = 1,
 ) -> tvm.ir.Call:
     """Call of ``relax.snn.batch_norm_train``.
 
@@ -69,11 +72,17 @@ def batch_norm_train(
         axis: axis of the channels.
         epsilon: added to the variance.
         momentum: weight of the batch in the new running statistics (PyTorch's meaning).
+        repeats: r, how many equal copies of x there are.
 
     Raises:
         PassError: for operands that do not fit.
     """
-    attrs = {"axis": axis, "epsilon": float(epsilon), "momentum": float(momentum)}
+    attrs = {
+        "axis": axis,
+        "epsilon": float(epsilon),
+        "momentum": float(momentum),
+        "repeats": int(repeats),
+    }
     return make_call(BATCH_NORM_TRAIN, [x, gamma, beta, running_mean, running_var], attrs)
 
 
@@ -111,7 +120,7 @@ def _check(op: str, names: Sequence[str], call: tvm.ir.Call) -> list[relax.Tenso
         got = known_dims(op, name, ty)
         if len(got) != len(want) or any(map(differ, got, want)):
             fail(op, f"{name} {shape_text(ty)} must have the shape {shape_text(want)}")
-    if _count(shape, axis) < 2:
+    if _count(shape, axis) * int(call.attrs.get("repeats", 1)) < 2:
         fail(
             op,
             f"x {shape_text(shape)} has one value a channel, whose variance is not defined; use a "
@@ -162,7 +171,7 @@ def _legalize(bb: relax.BlockBuilder, call: tvm.ir.Call) -> relax.Expr:
     axis = int(call.attrs["axis"])
     epsilon, momentum = float(call.attrs["epsilon"]), float(call.attrs["momentum"])
     shape = [int(s) for s in call.args[0].ty.shape.values]
-    n = _count(shape, axis)
+    n, repeats = _count(shape, axis), int(call.attrs["repeats"])
     dtype = str(call.args[0].ty.dtype)
 
     def statistics(x: te.Tensor, running_mean: te.Tensor, running_var: te.Tensor) -> list[Any]:
@@ -179,7 +188,7 @@ def _legalize(bb: relax.BlockBuilder, call: tvm.ir.Call) -> relax.Expr:
             return (momentum * new + (1.0 - momentum) * old.astype(_WIDE)).astype(dtype)
 
         def unbiased(c: Any) -> Any:
-            return squares[c] / float(n - 1)
+            return squares[c] / ((repeats * n - 1) / repeats)
 
         new_mean = te.compute(
             mean.shape, lambda c: blend(mean[c], running_mean[c]), name="new_running_mean"
