@@ -1,4 +1,4 @@
-"""``ttsnn export``: a network as a file for others, its weights, or a bundle that runs without TVM."""
+"""``ttsnn export``: a network as a file for others, its weights, or a bundle without TVM."""
 
 from __future__ import annotations
 

@@ -308,7 +308,7 @@ class _Run:
         """Build, run and record candidates of several tasks."""
         inputs = [ms.builder.BuilderInput(c.sch.mod, self.tasks[i].target) for i, c in candidates]
         built = self.builder.build(inputs)
-        results = [
+        results: list[Any] = [
             ms.runner.RunnerResult(None, b.error_msg) if b.error_msg is not None else None
             for b in built
         ]
