@@ -108,7 +108,8 @@ def prepare(
         for step in inference_passes():
             mod = step(mod)
     else:
-        mod = build_train_step(mod, CrossEntropy(), SGD(momentum=0.9))
+        # the code generator knows no sums over timesteps, which a hoisted stem's gradient has
+        mod = build_train_step(mod, CrossEntropy(), SGD(momentum=0.9), hoist=False)
     values = None if timing_only else _values(mod, seed)
     return Workload(source.name, mod, values, firing_rate)
 

@@ -135,6 +135,7 @@ def build_train_step(
     frozen_bn: bool | Collection[str] = False,
     bn_momentum: float | None = None,
     activation_checkpointing: bool = False,
+    hoist: bool = True,
 ) -> tvm.IRModule:
     """One whole step: forward, loss, backward, update, batch-norm statistics.
 
@@ -155,6 +156,7 @@ def build_train_step(
         bn_momentum: replaces the layers' momentum.
         activation_checkpointing: the backward part computes most activations again instead of
             keeping them, see :mod:`ttsnn.passes.training.activation_checkpointing`.
+        hoist: run what does not change with time once, by ``HoistTimeInvariant``.
 
     Raises:
         PassError: symbolic sizes, a gradient that would silently be zero, a loss that does not
@@ -162,7 +164,7 @@ def build_train_step(
     """
     loss, optimizer = loss or CrossEntropy(), optimizer or SGD()
     parts = _Parts.of(
-        program, loss, output, params, frozen_bn, bn_momentum, activation_checkpointing
+        program, loss, output, params, frozen_bn, bn_momentum, activation_checkpointing, hoist
     )
     update = _Update(optimizer, clip_norm, parts.trained)
     env = fresh_vars(parts.adjoint.args)
@@ -228,8 +230,11 @@ class _Parts:
         frozen_bn: bool | Collection[str],
         bn_momentum: float | None,
         activation_checkpointing: bool,
+        hoist: bool = True,
     ) -> _Parts:
-        mod = _HOIST(TrainingBatchNorm(frozen_bn, momentum=bn_momentum)(program))
+        mod = TrainingBatchNorm(frozen_bn, momentum=bn_momentum)(program)
+        if hoist:
+            mod = _HOIST(mod)
         mod = AppendLoss(loss, output)(mod)
         names = trainable_params(mod, params)
         if not names:
