@@ -120,7 +120,8 @@ def _check(op: str, names: Sequence[str], call: tvm.ir.Call) -> list[relax.Tenso
         got = known_dims(op, name, ty)
         if len(got) != len(want) or any(map(differ, got, want)):
             fail(op, f"{name} {shape_text(ty)} must have the shape {shape_text(want)}")
-    if _count(shape, axis) * int(call.attrs.get("repeats", 1)) < 2:
+    # the backward reads no variance, and does not know how many copies x stands for
+    if op == BATCH_NORM_TRAIN and _count(shape, axis) * int(call.attrs["repeats"]) < 2:
         fail(
             op,
             f"x {shape_text(shape)} has one value a channel, whose variance is not defined; use a "
