@@ -1,4 +1,7 @@
-"""A network that is tuned in seconds: a dense convolution, and two that a plan makes equal."""
+"""A network tuned in seconds: a dense convolution, two that a plan makes equal, and a last one.
+
+The last one is another task: its spikes are the result, as floats, the others' are bytes.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from ttsnn.models import LIF
 
 
 class Small(nn.Module):
-    """Three equal 3×3 convolutions with neurons, for event frames [2, N, 6, 5, 4]."""
+    """Four equal 3×3 convolutions with neurons, for event frames [2, N, 6, 5, 4]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.T, self.input_shape, self.static_input = 2, (6, 5, 4), False
-        self.convs = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1, bias=False) for _ in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1, bias=False) for _ in range(4))
         self.lif = LIF(tau=2.0)
 
     def forward(self, x: Tensor) -> Tensor:

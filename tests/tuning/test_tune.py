@@ -29,7 +29,7 @@ from ttsnn.tuning import tuner
 from .small_network import build
 
 RECORDS = "database_tuning_record.json"
-TRIALS = 10
+TRIALS = 14
 SETTINGS = {"plan": "rank=3", "mode": "ptt", "batch": 2, "threads": 1}
 
 
@@ -99,13 +99,14 @@ def choice_in(line):
 
 def test_equal_layers_are_one_task_and_defaults_come_first(tuned):
     folder, data, states = tuned
-    dense, layer = data["layers"]
+    dense, layer, last = data["layers"]
     assert dense["layers"] == ["convs.0"]
     assert layer["layers"] == ["convs.1", "convs.2"]
+    assert last["layers"] == ["convs.3"]
     assert data["trials"] >= TRIALS
     assert not data["interrupted"]
     assert all(entry["best_us"] <= entry["default_us"] for entry in data["layers"])
-    total = dense["best_us"] + 2 * layer["best_us"]
+    total = dense["best_us"] + 2 * layer["best_us"] + last["best_us"]
     assert data["best_ms"] == pytest.approx(1e-3 * total)
     assert states[0]["trials"] == 0
     assert [s["trials"] for s in states] == sorted(s["trials"] for s in states)
@@ -169,7 +170,7 @@ def test_compile_uses_records_and_is_reproducible(tuned, tmp_path):
     model = build()
     nets = [ttsnn.compile(model, **compile_settings(folder)) for _ in range(2)]
     chosen = nets[0].manifest.info["tuning"]
-    assert set(chosen) == {"convs.0", "convs.1", "convs.2"}
+    assert set(chosen) == {"convs.0", "convs.1", "convs.2", "convs.3"}
     assert chosen["convs.1"] == chosen["convs.2"]
     assert all(entry["us"] < entry["default_us"] for entry in chosen.values())
     files = [tmp_path / "a.ttsnn", tmp_path / "b.ttsnn"]
@@ -245,7 +246,7 @@ def test_command_line(tuned, tmp_path, capfd):
     assert "convs.1 +1" in capfd.readouterr().out
     out = tmp_path / "net.ttsnn"
     assert main(["compile", *words, "-o", str(out), "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["tuned_layers"] == 3
+    assert json.loads(capfd.readouterr().out)["tuned_layers"] == 4
     assert main(["tune", "spiking_mlp", "--tracker", "nohost", "--key", "k"]) == 2
     assert "HOST:PORT" in capfd.readouterr().err
 
