@@ -114,7 +114,7 @@ def test_bad_input_ends_with_a_message(tmp_path, capsys):
         assert "Traceback" not in error
         assert index.read_bytes() == before
     for words, message in (
-        (["--num-classes", "7"], "is out of range; the network has 7 classes"),
+        (["--num-classes", "7"], "label 9 of sample 6 is out of range; the network has 7 classes"),
         (["--resume", *run, "--plan", "rank=1"], "checkpoint of another"),
         (["--lr", "1e300", "--limit", "64"], "try a smaller lr"),
     ):
