@@ -1,5 +1,7 @@
 // Device memory: each allocation lies between two regions that nobody may touch, its bytes are 0xff
-// (a NaN) until they are written, and the bytes up to the regions are watched.
+// (a NaN) until they are written, and the bytes up to the regions are watched. All of them lie in an
+// arena of addresses that belongs to the device alone, so that an access far outside of its
+// allocation faults too, and never meets memory of the process.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -14,6 +16,8 @@ namespace ttsnn {
 namespace {
 
 constexpr uint64_t kAlignment = 256, kGuard = 1 << 20;
+// The margin is what a 32-bit index of 4-byte elements reaches.
+constexpr uint64_t kArena = uint64_t(1) << 40, kMargin = uint64_t(1) << 34;
 constexpr unsigned char kPoison = 0xff, kSlack = 0xa5;
 
 std::mutex mutex;
@@ -27,6 +31,27 @@ uint64_t page() {
 
 uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
+void* inaccessible(void* at, uint64_t size) {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at == nullptr ? 0 : MAP_FIXED);
+  return mmap(at, size, PROT_NONE, flags, -1, 0);
+}
+
+// Addresses nobody had before: a freed allocation stays out of reach. An arena that is used up is
+// left behind; it holds addresses, no memory.
+char* reserve(uint64_t size) {
+  static char *next = nullptr, *end = nullptr;
+  if (uint64_t(end - next) < size) {
+    const uint64_t arena = size + kArena;
+    void* mapping = inaccessible(nullptr, arena);
+    if (mapping == MAP_FAILED) return nullptr;
+    next = static_cast<char*>(mapping) + kMargin;
+    end = static_cast<char*>(mapping) + arena - kMargin;
+  }
+  char* at = next;
+  next += size;
+  return at;
+}
+
 }  // namespace
 
 Status allocate(uint64_t size, void** out) {
@@ -35,19 +60,16 @@ Status allocate(uint64_t size, void** out) {
   if (size == 0) return kOk;
   if (size > settings.memory || total > settings.memory - size) return kOutOfMemory;
   const uint64_t data = round_up(round_up(size, kAlignment), page()), mapped = data + 2 * kGuard;
-  void* mapping = mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapping == MAP_FAILED) return kOutOfMemory;
-  char* first = static_cast<char*>(mapping) + kGuard;
-  if (mprotect(first, data, PROT_READ | PROT_WRITE) != 0) {
-    munmap(mapping, mapped);
-    return kOutOfMemory;
-  }
+  char* mapping = reserve(mapped);
+  if (mapping == nullptr) return kOutOfMemory;
+  char* first = mapping + kGuard;
+  if (mprotect(first, data, PROT_READ | PROT_WRITE) != 0) return kOutOfMemory;
   // As late as alignment allows: what lies behind the end faults, or changes at most 255 bytes.
   char* base = first + (data - round_up(size, kAlignment));
   std::memset(first, kSlack, base - first);
   std::memset(base, kPoison, size);
   std::memset(base + size, kSlack, first + data - (base + size));
-  allocations[uint64_t(base)] = {base, size, static_cast<char*>(mapping), mapped, ++next_id};
+  allocations[uint64_t(base)] = {base, size, mapping, mapped, ++next_id};
   total += size;
   *out = base;
   return kOk;
@@ -64,7 +86,7 @@ Status release(void* pointer) {
     allocations.erase(found);
     total -= a.size;
   }
-  munmap(a.mapping, a.mapped);
+  inaccessible(a.mapping, a.mapped);  // gives the pages back, keeps the addresses
   return kOk;
 }
 
