@@ -24,11 +24,11 @@ import torch
 import tvm
 from torch import nn
 
-from ttsnn.passes.cpu.kernels import pack_layer_weights
-from ttsnn.passes.cpu.kernels.reference import reference_layer
-from ttsnn.passes.cpu.kernels.signature import operand_shapes, result_shapes
-from ttsnn.passes.cpu.layer_config import LayerConfig, LifConfig, Stage
+from ttsnn.passes.cpu.kernels.pack import pack_layer_weights
 from ttsnn.passes.cpu.rules.layer import layer_rule
+from ttsnn.passes.layers.config import LayerConfig, LifConfig, Stage
+from ttsnn.passes.layers.reference import reference_layer
+from ttsnn.passes.layers.signature import operand_shapes, result_shapes
 from ttsnn.plans.paper import paper_networks
 from ttsnn.runtime.measure import Pairs, time_pairs
 from ttsnn.runtime.threads import apply_threads, prepare, threads

@@ -20,7 +20,7 @@ import numpy as np
 import tvm
 
 from ttsnn.passes.cpu.isa import Isa, isa_of
-from ttsnn.passes.cpu.kernels.tir import Body, load, vector
+from ttsnn.passes.tir.body import Body, load, vector
 from ttsnn.runtime.threads import apply_threads, prepare, threads
 from ttsnn.targets import get_target
 

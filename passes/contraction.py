@@ -21,7 +21,7 @@ import numpy as np
 
 from ttsnn.errors import PassError
 from ttsnn.ops import TTConvAttrs
-from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.layers.config import Stage
 
 __all__ = [
     "CHAINS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax, tirx
 
-from ttsnn.passes.cpu.schedule_kernels import FALLBACK, LAYERS, MACS, RULE
+from ttsnn.passes.schedule_kernels import FALLBACK, LAYERS, MACS, RULE
 from ttsnn.targets import KernelInfo
 
 __all__ = ["kernel_list"]

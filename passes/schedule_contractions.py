@@ -20,7 +20,7 @@ from ttsnn.passes.contraction import (
     forms_of,
     parse_form,
 )
-from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.layers.config import Stage
 from ttsnn.passes.linear_chain import (
     linear_forms,
     linear_steps,

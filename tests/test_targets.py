@@ -101,7 +101,7 @@ def test_dump_shows_every_pass(tmp_path) -> None:
     assert names[0].startswith("001_")
     assert any(n.endswith("_FuseLayers.py") for n in names)
     text = next(p for p in tmp_path.iterdir() if "FuseLayers" in p.name).read_text()
-    assert "R.cpu.layer" in text
+    assert "R.snn.layer" in text
 
 
 def test_code_for_another_cpu() -> None:

@@ -24,7 +24,7 @@ from ttsnn.accel_target.events import Tag
 from ttsnn.accel_target.isa import Flag, Format, Op, Vec
 from ttsnn.ops import TTConvAttrs
 from ttsnn.passes.contraction import chain_of
-from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.layers.config import Stage
 
 __all__ = ["TTImport"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 
-from ttsnn.passes.cpu.schedule_kernels import RULE
+from ttsnn.passes.schedule_kernels import RULE
 
 __all__ = ["KERNEL_PIPELINE", "LowerKernels"]
 

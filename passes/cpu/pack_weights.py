@@ -7,9 +7,10 @@ from collections.abc import Callable
 import tvm
 from tvm import relax
 
-from ttsnn.passes.cpu.kernels import cpu_layer, layer_config_of, pack_layer_weights
+from ttsnn.passes.cpu.kernels.pack import pack_layer_weights
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles
-from ttsnn.passes.cpu.layer_config import LayerConfig
+from ttsnn.passes.layers import layer_call, layer_config_of
+from ttsnn.passes.layers.config import LayerConfig
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import known_dims
@@ -23,7 +24,7 @@ TilesOf = Callable[[LayerConfig, int | None], LayerTiles | None]
 
 @tvm.transform.module_pass(opt_level=0, name="PackWeights")
 class PackWeights(ModulePass):
-    """Replace the weights [taps, Cin, Cout] of every ``relax.cpu.layer`` by packed ones.
+    """Replace the weights [taps, Cin, Cout] of every ``relax.snn.layer`` by packed ones.
 
     Args:
         target: the CPU whose vector width decides the panels.
@@ -48,7 +49,7 @@ class _Packer(BindingRewriter):
         self._packed: dict[tuple[relax.Var, int], relax.Var] = {}
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr:
-        if op_name(value) != "relax.cpu.layer":
+        if op_name(value) != "relax.snn.layer":
             return self.get(value)
         config = layer_config_of(value)
         count = len(config.stages) + len(config.half_stages)
@@ -69,4 +70,4 @@ class _Packer(BindingRewriter):
                 self._packed[key] = self.fresh_param(f"{name}.packed", data)
         rest = [self.get(a) for a in value.args[1 + count :]]
         operands = [self.get(value.args[0]), *(self._packed[k] for k in keys), *rest]
-        return cpu_layer(config, operands, tiles)
+        return layer_call(config, operands, None if tiles is None else tiles.to_json())

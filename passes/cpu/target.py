@@ -14,13 +14,14 @@ from ttsnn.errors import TargetError
 from ttsnn.passes.cpu.any_alignment import ALIGNMENT
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.lower_kernels import KERNEL_PIPELINE
-from ttsnn.passes.cpu.pipeline import build_passes, lower_passes
+from ttsnn.passes.cpu.pipeline import lower_passes
 from ttsnn.passes.cpu.planned_memory import planned_bytes
 from ttsnn.passes.cpu.training.pipeline import training_passes
 from ttsnn.passes.cpu.tuning import LayerTask, layer_tasks
 from ttsnn.passes.cpu.tuning.tuned import BestOf, TunedLayers, tuned_layers
 from ttsnn.passes.expose_spikes import ExposeSpikes
 from ttsnn.passes.kernel_list import kernel_list
+from ttsnn.passes.pipelines import build_passes
 from ttsnn.program import PARAMS
 from ttsnn.targets import KernelInfo, Target
 

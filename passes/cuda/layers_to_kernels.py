@@ -11,16 +11,15 @@ from tvm import relax, tirx
 from tvm.tirx import IntImm
 
 from ttsnn.errors import PassError
-from ttsnn.passes.cpu.kernels import layer_config_of
-from ttsnn.passes.cpu.kernels.pack import useful_taps
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
-from ttsnn.passes.cpu.schedule_kernels import LAYERS
 from ttsnn.passes.cuda.gpu import Gpu, gpu_of
 from ttsnn.passes.cuda.kernels.conv import conv_kernel
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment, result_shapes
 from ttsnn.passes.cuda.kernels.conv_tile import default_tile
+from ttsnn.passes.layers import layer_config_of
+from ttsnn.passes.layers.config import LayerConfig, Stage, useful_taps
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
+from ttsnn.passes.schedule_kernels import LAYERS
 from ttsnn.passes.shapes import known_dims
 from ttsnn.passes.static_values import op_name
 
@@ -32,7 +31,7 @@ SPIKES = "uint8"
 
 @tvm.transform.module_pass(opt_level=0, name="LayersToKernels")
 class LayersToKernels(ModulePass):
-    """``relax.cpu.layer`` → ``call_tir`` of a kernel for each stage of its chain.
+    """``relax.snn.layer`` → ``call_tir`` of a kernel for each stage of its chain.
 
     The first core of a tensor-train layer, its cross (both branches as one convolution), and its
     last core with bias, residual and neuron are a launch each; what htt does differently in some
@@ -87,14 +86,14 @@ class _Lowering(BindingRewriter):
         self._read = {  # what layers read
             arg
             for value in self.bound.values()
-            if op_name(value) == "relax.cpu.layer"
+            if op_name(value) == "relax.snn.layer"
             for arg in _images(value)
         }
 
     # -- values that are bytes ---------------------------------------------------------------
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
-        if op_name(value) == "relax.cpu.layer":
+        if op_name(value) == "relax.snn.layer":
             return self._layer(var, value)
         if isinstance(value, relax.TupleGetItem) and value.tuple_value in self._results:
             return self._hold(var, self._results[value.tuple_value][value.index])

@@ -17,11 +17,12 @@ from ttsnn.debugging import instruments
 from ttsnn.errors import PassError, TargetError
 from ttsnn.passes.cuda.gpu import DEFAULT_ARCH, parse_arch
 from ttsnn.passes.cuda.kernels.mma import PRECISIONS, with_functions
-from ttsnn.passes.cuda.pipeline import build_passes, lower_passes
+from ttsnn.passes.cuda.pipeline import lower_passes
 from ttsnn.passes.cuda.rules.bound import all_bound
 from ttsnn.passes.cuda.training.pipeline import training_passes
 from ttsnn.passes.expose_spikes import ExposeSpikes
 from ttsnn.passes.kernel_list import kernel_list
+from ttsnn.passes.pipelines import build_passes
 from ttsnn.program import PARAMS
 from ttsnn.targets import KernelInfo, Target
 

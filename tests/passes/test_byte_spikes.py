@@ -7,8 +7,8 @@ import pytest
 import tvm
 from tvm import relax
 
-from ttsnn.passes.cpu.byte_spikes import ByteSpikes
-from ttsnn.passes.cpu.kernels import cpu_layer, layer_config_of
+from ttsnn.passes.layers import layer_call, layer_config_of
+from ttsnn.passes.layers.byte_spikes import ByteSpikes
 from ttsnn.passes.static_values import op_name
 from ttsnn.program import PARAMS
 
@@ -35,7 +35,7 @@ def network(build, first=BIG):
     w = parameter(operands["w0"])
     with bb.function("main"):
         with bb.dataflow():
-            out = bb.emit(cpu_layer(first, [x, w]))
+            out = bb.emit(layer_call(first, [x, w]))
             membrane, spikes = (bb.emit(relax.TupleGetItem(out, i)) for i in range(2))
             gv = bb.emit_output(relax.Tuple(build(bb, membrane, spikes, parameter)))
         bb.emit_func_output(gv, params)
@@ -46,7 +46,7 @@ def network(build, first=BIG):
 
 def layers(mod):
     block = mod["main"].body.blocks[0]
-    calls = [b.value for b in block.bindings if op_name(b.value) == "relax.cpu.layer"]
+    calls = [b.value for b in block.bindings if op_name(b.value) == "relax.snn.layer"]
     return [layer_config_of(c) for c in calls]
 
 
@@ -59,7 +59,7 @@ def run(mod, values):
 
 def conv(bb, config, x, parameter, *more):
     w = parameter(random_operands(config, 2, seed=1)["w0"])
-    return bb.emit(cpu_layer(config, [x, w, *more]))
+    return bb.emit(layer_call(config, [x, w, *more]))
 
 
 def to_a_layer(bb, membrane, spikes, parameter):

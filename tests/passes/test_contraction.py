@@ -17,7 +17,7 @@ from ttsnn.passes.contraction import (
     parse_form,
     stage_macs,
 )
-from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.layers.config import Stage
 from ttsnn.tt import ConvCores, reconstruct_conv
 
 RNG = np.random.default_rng(0)

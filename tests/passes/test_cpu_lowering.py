@@ -9,10 +9,10 @@ from tvm.script import relax as R
 
 from ttsnn.ops import lif, tt_conv2d
 from ttsnn.passes import HoistTimeInvariant
-from ttsnn.passes.cpu.channels_last import ToChannelsLast
-from ttsnn.passes.cpu.fuse_layers import FuseLayers
-from ttsnn.passes.cpu.kernels import layer_config_of
 from ttsnn.passes.cpu.pack_weights import PackWeights
+from ttsnn.passes.layers import layer_config_of
+from ttsnn.passes.layers.channels_last import ToChannelsLast
+from ttsnn.passes.layers.fuse_layers import FuseLayers
 from ttsnn.program import params_of
 
 from .graph_tools import assert_same_graph, op_names, program_of, run
@@ -25,7 +25,7 @@ NEURON = {"decay": 0.25, "v_threshold": 0.3}
 def layers(mod):
     """Configs of the layers of main, in order."""
     calls = [b.value for block in mod["main"].body.blocks for b in block.bindings]
-    calls = [c for c in calls if isinstance(c, relax.Call) and c.op.name == "relax.cpu.layer"]
+    calls = [c for c in calls if isinstance(c, relax.Call) and c.op.name == "relax.snn.layer"]
     return [layer_config_of(c) for c in calls]
 
 
@@ -90,7 +90,7 @@ def test_conv_relu_becomes_a_layer_between_transposes() -> None:
             with R.dataflow():
                 a = R.reshape(x, R.shape([1, 2, 3, 4, 4]))
                 b = R.permute_dims(a, axes=[0, 1, 3, 4, 2])
-                y = R.cpu.layer(b, w, config=text)
+                y = R.snn.layer(b, w, config=text)
                 z = R.nn.relu(y)
                 c = R.permute_dims(z, axes=[0, 1, 4, 2, 3])
                 out = R.reshape(c, R.shape([2, 5, 4, 4]))

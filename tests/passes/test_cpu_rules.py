@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from ttsnn.passes.cpu.any_alignment import AnyAlignment
 from ttsnn.passes.cpu.rules import RULES, elementwise_rule, reduction_rule
-from ttsnn.passes.cpu.schedule_kernels import MACS, RULE, ScheduleKernels
+from ttsnn.passes.schedule_kernels import MACS, RULE, ScheduleKernels
 
 from .graph_tools import run
 from .tt_programs import program

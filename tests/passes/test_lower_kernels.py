@@ -7,7 +7,7 @@ from tvm import relax
 
 from ttsnn.ops import lif, tt_conv2d, tt_linear
 from ttsnn.passes.cpu.lower_kernels import FLAT_RULES, KERNEL_PIPELINE
-from ttsnn.passes.cpu.pipeline import build_passes
+from ttsnn.passes.pipelines import build_passes
 from ttsnn.program import PARAMS, params_of
 from ttsnn.targets import get_target
 

@@ -13,9 +13,9 @@ from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Var
 
 from ttsnn.passes.cpu.isa import Isa
-from ttsnn.passes.cpu.kernels.finished import finished
 from ttsnn.passes.cpu.kernels.stream import channel_sums, stream
-from ttsnn.passes.cpu.kernels.tir import Body, i64, load, splat, vector
+from ttsnn.passes.tir.body import Body, i64, load, splat, vector
+from ttsnn.passes.tir.finished import finished
 
 __all__ = [
     "WIDE",

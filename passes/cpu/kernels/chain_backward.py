@@ -22,18 +22,18 @@ from tvm.tirx import PrimFunc, Var
 from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.batch_norm import Arrays, InputGrad
-from ttsnn.passes.cpu.kernels.finished import finished
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, leaves_image
 from ttsnn.passes.cpu.kernels.grad_tiles import GradTiles, Strip, add_partial_sums
 from ttsnn.passes.cpu.kernels.output import last_stage
-from ttsnn.passes.cpu.kernels.pack import packed_size
 from ttsnn.passes.cpu.kernels.stage import StageCall, inner_stage
 from ttsnn.passes.cpu.kernels.stream import for_channels
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, whole_image_tiles
-from ttsnn.passes.cpu.kernels.tir import i64, load, vector
 from ttsnn.passes.cpu.kernels.unit import Unit
 from ttsnn.passes.cpu.kernels.workspace import Array, workspaces
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
+from ttsnn.passes.layers.panels import packed_size
+from ttsnn.passes.tir.body import i64, load, vector
+from ttsnn.passes.tir.finished import finished
 
 __all__ = ["BackwardLink", "chain_backward", "workspace_bytes"]
 

@@ -17,13 +17,13 @@ from tvm.tirx import PrimFunc
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.geometry import chain_regions, copies_input
 from ttsnn.passes.cpu.kernels.output import last_stage, load_state, store_state
-from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, LayerParams, layer_params
 from ttsnn.passes.cpu.kernels.stage import StageCall, inner_stage
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, StageTile, check_tiles
-from ttsnn.passes.cpu.kernels.tir import Body, at_most, i64
 from ttsnn.passes.cpu.kernels.unit import Unit
 from ttsnn.passes.cpu.kernels.workspace import Array, copy_input, workspaces
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
+from ttsnn.passes.layers.signature import CONFIG_ATTR, LayerParams, layer_params
+from ttsnn.passes.tir.body import Body, at_most, i64
 
 __all__ = ["fused_layer"]
 

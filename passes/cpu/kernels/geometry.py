@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.sym import Analyzer
 
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
 
 __all__ = ["Region", "chain_regions", "clip", "copies_input", "leaves_image"]
 

@@ -18,13 +18,14 @@ from tvm.ir import Expr
 from tvm.tirx import Var
 
 from ttsnn.passes.cpu.isa import Isa
-from ttsnn.passes.cpu.kernels.pack import panel_vectors, panels
+from ttsnn.passes.cpu.kernels.pack import panel_vectors
 from ttsnn.passes.cpu.kernels.register_tile import RegisterTile, chunks, pick
 from ttsnn.passes.cpu.kernels.stream import for_channels
 from ttsnn.passes.cpu.kernels.tiles import register_rows
-from ttsnn.passes.cpu.kernels.tir import Body, at_most, i64, load, splat, vector
 from ttsnn.passes.cpu.kernels.workspace import Array
-from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.layers.config import Stage
+from ttsnn.passes.layers.panels import panels
+from ttsnn.passes.tir.body import Body, at_most, i64, load, splat, vector
 
 __all__ = ["STRIP_PIXELS", "GradTiles", "Strip", "add_partial_sums"]
 

@@ -11,8 +11,8 @@ from tvm.tirx import IntImm, PrimFunc, Var
 
 from ttsnn.lif_attrs import LifAttrs
 from ttsnn.passes.cpu.isa import Isa
-from ttsnn.passes.cpu.kernels.neuron import lif_step
-from ttsnn.passes.cpu.kernels.tir import Body, at_most, i64, load, splat, vector
+from ttsnn.passes.tir.body import Body, at_most, i64, load, splat, vector
+from ttsnn.passes.tir.neuron import lif_step
 
 __all__ = ["lif_function"]
 

@@ -15,10 +15,10 @@ from tvm.tirx import PrimFunc, Var
 from ttsnn.lif_attrs import LifAttrs
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.batch_norm import Arrays, Normaliser, Shape
-from ttsnn.passes.cpu.kernels.finished import finished
-from ttsnn.passes.cpu.kernels.neuron import lif_step
 from ttsnn.passes.cpu.kernels.stream import stream
-from ttsnn.passes.cpu.kernels.tir import Body, i64, load, splat, vector
+from ttsnn.passes.tir.body import Body, i64, load, splat, vector
+from ttsnn.passes.tir.finished import finished
+from ttsnn.passes.tir.neuron import lif_step
 
 __all__ = ["SPIKE_BYTES", "NeuronArrays", "TrainedNeuron", "lif_train_forward"]
 

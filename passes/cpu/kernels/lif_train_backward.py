@@ -14,10 +14,10 @@ from tvm.tirx import PrimFunc
 from ttsnn.ops.legalize_lif import NeuronEquations
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.batch_norm import WIDE, Normaliser, Shape
-from ttsnn.passes.cpu.kernels.finished import finished
 from ttsnn.passes.cpu.kernels.lif_train import NeuronArrays, TrainedNeuron
 from ttsnn.passes.cpu.kernels.stream import StreamSums, stream
-from ttsnn.passes.cpu.kernels.tir import load, splat, vector
+from ttsnn.passes.tir.body import load, splat, vector
+from ttsnn.passes.tir.finished import finished
 
 __all__ = ["lif_train_backward"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tvm.ir import Expr
 
-from ttsnn.passes.cpu.kernels.neuron import lif_step
 from ttsnn.passes.cpu.kernels.register_tile import Point, RegisterTile, chunks
 from ttsnn.passes.cpu.kernels.stage import StageCall, accumulate, panel_loops
-from ttsnn.passes.cpu.kernels.tir import as_vector, i64, load, splat, vector
 from ttsnn.passes.cpu.kernels.unit import Unit
+from ttsnn.passes.tir.body import as_vector, i64, load, splat, vector
+from ttsnn.passes.tir.neuron import lif_step
 
 __all__ = ["last_stage", "load_state", "store_state"]
 

@@ -15,51 +15,20 @@ import tvm
 
 from ttsnn.errors import PassError
 from ttsnn.passes.cpu.isa import Isa, isa_of
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage, useful_taps
+from ttsnn.passes.layers.panels import packed_channels, panels
 
 __all__ = [
     "pack_layer_weights",
     "pack_weight",
-    "packed_channels",
     "packed_config",
-    "packed_size",
     "panel_vectors",
-    "panels",
-    "useful_taps",
 ]
 
 
 def panel_vectors(isa: Isa) -> int:
     """Vectors in the widest panel: with 32 registers 4 of them × 5 rows, with 16 3 × 3."""
     return 4 if isa.registers >= 32 else 3
-
-
-def packed_channels(channels: int, lanes: int) -> int:
-    """Output channels with the zero channels that fill half a vector."""
-    half = max(1, lanes // 2)
-    return -(-channels // half) * half
-
-
-def panels(channels: int, lanes: int, max_vectors: int) -> list[tuple[int, int]]:
-    """(first channel, width) of each panel: as few and as equal as they can be.
-
-    Widths are whole vectors, but for half a vector that the last panel may have more.
-    """
-    width = packed_channels(channels, lanes)
-    vectors, rest = divmod(width, lanes)
-    count = max(1, -(-width // (max_vectors * lanes)))
-    out, start = [], 0
-    for i in range(count):
-        share = vectors // count + (1 if i < vectors % count else 0)
-        size = share * lanes + (rest if i == count - 1 else 0)
-        out.append((start, size))
-        start += size
-    return out
-
-
-def packed_size(stage: Stage, lanes: int) -> int:
-    """Elements of a stage's packed weight."""
-    return len(stage.taps) * stage.in_channels * packed_channels(stage.out_channels, lanes)
 
 
 def pack_weight(stage: Stage, weight: np.ndarray, lanes: int, max_vectors: int) -> np.ndarray:
@@ -114,7 +83,7 @@ def pack_layer_weights(
     Returns:
         The config that says how the weights are packed (and has fewer taps, where an image is
         so small that some read zeros only), and the weights, each flat: operands of
-        ``relax.cpu.layer`` in place of the plain ones.
+        ``relax.snn.layer`` in place of the plain ones.
     """
     isa = isa_of(target)
     after = packed_config(config, isa, vectors)
@@ -128,15 +97,3 @@ def pack_layer_weights(
             raise PassError(f"layer {config.name}: {len(weight)} taps of {len(stage.taps)}")
         packed.append(pack_weight(used, weight[useful_taps(stage)], *packing))
     return after, packed
-
-
-def useful_taps(stage: Stage) -> list[int]:
-    """Indices of the taps that read at least one pixel of the input; at least one index."""
-
-    def meets(tap: tuple[int, int]) -> bool:
-        return all(
-            any(0 <= o * step + offset < size for o in range(count))
-            for offset, step, size, count in zip(tap, stage.strides, stage.in_size, stage.out_size)
-        )
-
-    return [k for k, tap in enumerate(stage.taps) if meets(tap)] or [0]

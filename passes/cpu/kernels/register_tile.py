@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Var
 
-from ttsnn.passes.cpu.kernels.tir import Body, flat_index, load, splat, vector
+from ttsnn.passes.tir.body import Body, flat_index, load, splat, vector
 
 __all__ = ["Pixels", "Point", "RegisterTile", "chunks", "pick"]
 

@@ -11,7 +11,10 @@ from tvm.ir import Expr
 from ttsnn.passes.cpu.kernels.geometry import Region, clip
 from ttsnn.passes.cpu.kernels.register_tile import Pixels, RegisterTile, chunks
 from ttsnn.passes.cpu.kernels.tiles import StageTile, layer_panels
-from ttsnn.passes.cpu.kernels.tir import (
+from ttsnn.passes.cpu.kernels.unit import Unit
+from ttsnn.passes.cpu.kernels.workspace import Array
+from ttsnn.passes.layers.config import Stage
+from ttsnn.passes.tir.body import (
     Body,
     as_vector,
     at_most,
@@ -21,9 +24,6 @@ from ttsnn.passes.cpu.kernels.tir import (
     load,
     vector,
 )
-from ttsnn.passes.cpu.kernels.unit import Unit
-from ttsnn.passes.cpu.kernels.workspace import Array
-from ttsnn.passes.cpu.layer_config import Stage
 
 __all__ = ["StageCall", "accumulate", "inner_stage", "panel_loops"]
 

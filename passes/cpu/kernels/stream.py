@@ -13,7 +13,7 @@ from tvm.ir import Expr
 from tvm.tirx import Var
 
 from ttsnn.passes.cpu.kernels.register_tile import chunks
-from ttsnn.passes.cpu.kernels.tir import Body, at_most, i64, load, splat, vector
+from ttsnn.passes.tir.body import Body, at_most, i64, load, splat, vector
 
 __all__ = ["StreamSums", "channel_sums", "for_channels", "stream"]
 

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from ttsnn.errors import PassError
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, copies_input
-from ttsnn.passes.cpu.kernels.pack import packed_channels, panel_vectors, panels
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.cpu.kernels.pack import panel_vectors
+from ttsnn.passes.layers.config import LayerConfig, Stage
+from ttsnn.passes.layers.panels import packed_channels, panels
 
 __all__ = [
     "LayerTiles",

@@ -16,18 +16,18 @@ from tvm.tirx import PrimFunc, Var
 
 from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.isa import Isa
-from ttsnn.passes.cpu.kernels.finished import finished
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, clip, leaves_image
 from ttsnn.passes.cpu.kernels.output import last_stage
-from ttsnn.passes.cpu.kernels.pack import packed_channels
-from ttsnn.passes.cpu.kernels.signature import layer_params
 from ttsnn.passes.cpu.kernels.stage import StageCall, inner_stage
 from ttsnn.passes.cpu.kernels.stream import for_channels
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, check_tiles
-from ttsnn.passes.cpu.kernels.tir import Body, at_most, i64, load, vector
 from ttsnn.passes.cpu.kernels.unit import Unit
 from ttsnn.passes.cpu.kernels.workspace import Array, workspaces
-from ttsnn.passes.cpu.layer_config import LayerConfig
+from ttsnn.passes.layers.config import LayerConfig
+from ttsnn.passes.layers.panels import packed_channels
+from ttsnn.passes.layers.signature import layer_params
+from ttsnn.passes.tir.body import Body, at_most, i64, load, vector
+from ttsnn.passes.tir.finished import finished
 
 __all__ = ["kept_shapes", "train_chain"]
 

@@ -9,8 +9,8 @@ from tvm.tirx import Var
 
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles
-from ttsnn.passes.cpu.kernels.tir import Body, i64
-from ttsnn.passes.cpu.layer_config import LayerConfig
+from ttsnn.passes.layers.config import LayerConfig
+from ttsnn.passes.tir.body import Body, i64
 
 __all__ = ["Unit"]
 

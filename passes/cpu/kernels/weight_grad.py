@@ -16,16 +16,16 @@ from tvm.tirx import PrimFunc
 
 from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.isa import Isa
-from ttsnn.passes.cpu.kernels.finished import finished
 from ttsnn.passes.cpu.kernels.grad_tiles import (
     STRIP_PIXELS,
     GradTiles,
     Strip,
     add_partial_sums,
 )
-from ttsnn.passes.cpu.kernels.tir import Body, at_most, i64
 from ttsnn.passes.cpu.kernels.workspace import Array
-from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.layers.config import Stage
+from ttsnn.passes.tir.body import Body, at_most, i64
+from ttsnn.passes.tir.finished import finished
 
 __all__ = ["weight_grad"]
 

@@ -17,9 +17,9 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Var
 
-from ttsnn.passes.cpu.kernels.finished import finished
-from ttsnn.passes.cpu.kernels.pack import packed_channels, panels
-from ttsnn.passes.cpu.kernels.tir import Body, i64, load, splat
+from ttsnn.passes.layers.panels import packed_channels, panels
+from ttsnn.passes.tir.body import Body, i64, load, splat
+from ttsnn.passes.tir.finished import finished
 
 __all__ = ["WeightMap", "core_grads", "packed_weight"]
 

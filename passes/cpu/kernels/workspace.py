@@ -9,11 +9,11 @@ from tvm.ir import Expr
 from tvm.tirx import Var
 
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, clip, copies_input
-from ttsnn.passes.cpu.kernels.pack import packed_channels
 from ttsnn.passes.cpu.kernels.register_tile import chunks
-from ttsnn.passes.cpu.kernels.tir import as_vector, fold, i64, load, splat, vector
 from ttsnn.passes.cpu.kernels.unit import Unit
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
+from ttsnn.passes.layers.panels import packed_channels
+from ttsnn.passes.tir.body import as_vector, fold, i64, load, splat, vector
 
 __all__ = ["Array", "copy_input", "workspaces"]
 

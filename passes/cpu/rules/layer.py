@@ -1,4 +1,4 @@
-"""Rule for ``relax.cpu.layer``: replaces the reference function by the fused kernel."""
+"""Rule for ``relax.snn.layer``: replaces the reference function by the fused kernel."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tvm.tirx import IntImm, PrimFunc
 
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.kernels.fused import fused_layer
-from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, TILES_ATTR
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, default_tiles
-from ttsnn.passes.cpu.layer_config import LayerConfig
 from ttsnn.passes.cpu.rules.replace import replaced
+from ttsnn.passes.layers.config import LayerConfig
+from ttsnn.passes.layers.signature import CONFIG_ATTR, TILES_ATTR
 
 __all__ = ["DEFAULT_THREADS", "layer_rule", "threads_of"]
 
@@ -30,7 +30,7 @@ def layer_rule(
     """The fused kernel of a layer, or None where ``func`` is no layer.
 
     Args:
-        func: a function that ``relax.cpu.layer`` was legalised to.
+        func: a function that ``relax.snn.layer`` was legalised to.
         target: the CPU.
         tiles: tile parameters; None takes those of the function's attribute, or without one
             the defaults for the shapes and the CPU.

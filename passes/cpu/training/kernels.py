@@ -26,15 +26,16 @@ from ttsnn.passes.cpu.kernels.chain_backward import (
 from ttsnn.passes.cpu.kernels.interleave import interleave
 from ttsnn.passes.cpu.kernels.lif_train import SPIKE_BYTES, TrainedNeuron, lif_train_forward
 from ttsnn.passes.cpu.kernels.lif_train_backward import lif_train_backward
-from ttsnn.passes.cpu.kernels.pack import packed_channels, panel_vectors
+from ttsnn.passes.cpu.kernels.pack import panel_vectors
 from ttsnn.passes.cpu.kernels.tiles import default_tiles, whole_image_tiles
 from ttsnn.passes.cpu.kernels.train_chain import kept_shapes, train_chain
 from ttsnn.passes.cpu.kernels.weight_grad import weight_grad
 from ttsnn.passes.cpu.kernels.weight_map import core_grads, packed_weight
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
 from ttsnn.passes.cpu.rules.layer import DEFAULT_THREADS
 from ttsnn.passes.cpu.training.images import BatchNormGrad
 from ttsnn.passes.cpu.training.link import Link, input_phases
+from ttsnn.passes.layers.config import LayerConfig, Stage
+from ttsnn.passes.layers.panels import packed_channels
 from ttsnn.passes.shapes import known_dims
 
 __all__ = ["TrainingKernels"]

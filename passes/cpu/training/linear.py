@@ -16,9 +16,9 @@ from tvm import relax
 from ttsnn.ops import lif_attrs_of
 from ttsnn.passes.cpu.kernels.lif_train import TrainedNeuron
 from ttsnn.passes.cpu.kernels.weight_map import WeightMap
-from ttsnn.passes.cpu.layer_config import Stage
 from ttsnn.passes.cpu.training.converter import Converter
 from ttsnn.passes.cpu.training.link import Link
+from ttsnn.passes.layers.config import Stage
 from ttsnn.passes.linear_chain import LinearStep, linear_steps
 from ttsnn.passes.shapes import dims, known_dims
 from ttsnn.passes.static_values import op_name

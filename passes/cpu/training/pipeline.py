@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tvm
-from tvm import relax
 
+from ttsnn.passes import pipelines
 from ttsnn.passes.cpu.any_alignment import AnyAlignment
 from ttsnn.passes.cpu.rules import RULES
-from ttsnn.passes.cpu.schedule_kernels import ScheduleKernels
 from ttsnn.passes.cpu.training.to_kernels import ToTrainingKernels
+from ttsnn.passes.schedule_kernels import ScheduleKernels
 
 __all__ = ["training_passes"]
 
@@ -20,23 +20,10 @@ def training_passes(target: tvm.target.Target, functions: list[str]) -> list[tvm
         target: the CPU.
         functions: names of the program's functions.
     """
-    t = relax.transform
     return [
-        # aliases and what nothing reads: the conversion asks which results are wanted
-        t.CanonicalizeBindings(),
-        t.DeadCodeElimination(functions),
+        *pipelines.wanted_passes(functions),
         ToTrainingKernels(target),
-        # no elimination of common subexpressions: checkpointed values are meant to be computed
-        # twice
-        t.DecomposeOpsForInference(),
-        # reshapes stay operators: they become views
-        t.LegalizeOps({"relax.reshape": lambda _bb, call: call}),
-        t.AnnotateTIROpPattern(),
-        t.FoldConstant(),
-        t.FuseOps(),
-        t.FuseTIR(),
-        t.CanonicalizeBindings(),
-        t.DeadCodeElimination(functions),
+        *pipelines.training_operator_passes(functions),
         ScheduleKernels(RULES, target),
         AnyAlignment(),
     ]

@@ -14,9 +14,10 @@ import numpy as np
 from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.geometry import chain_regions
-from ttsnn.passes.cpu.kernels.pack import packed_channels, packed_config
+from ttsnn.passes.cpu.kernels.pack import packed_config
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, StageTile, layer_panels, tiles_cost
-from ttsnn.passes.cpu.layer_config import LayerConfig
+from ttsnn.passes.layers.config import LayerConfig
+from ttsnn.passes.layers.panels import packed_channels
 
 __all__ = ["features_of"]
 

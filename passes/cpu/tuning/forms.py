@@ -16,7 +16,7 @@ import numpy as np
 
 from ttsnn.passes.contraction import CHAINS, Contraction, Form, contract, form_text, forms_of
 from ttsnn.passes.cpu.cost import CpuCost
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
 
 __all__ = ["cheapest_form", "form_costs", "forms_of_layer"]
 

@@ -11,10 +11,10 @@ from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.kernels.fused import fused_layer
 from ttsnn.passes.cpu.kernels.pack import packed_config
 from ttsnn.passes.cpu.lower_kernels import KERNEL_PIPELINE
-from ttsnn.passes.cpu.schedule_kernels import RULE
 from ttsnn.passes.cpu.tuning.choice import LayerChoice
 from ttsnn.passes.cpu.tuning.forms import forms_of_layer
 from ttsnn.passes.cpu.tuning.workload import layer_of, measured_params
+from ttsnn.passes.schedule_kernels import RULE
 
 __all__ = ["CHOICE", "build_candidate", "candidate_kernel", "choice_of"]
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions
-from ttsnn.passes.cpu.kernels.pack import packed_config, panel_vectors, panels
+from ttsnn.passes.cpu.kernels.pack import packed_config, panel_vectors
 from ttsnn.passes.cpu.kernels.tiles import (
     LayerTiles,
     StageTile,
@@ -25,7 +25,8 @@ from ttsnn.passes.cpu.kernels.tiles import (
     register_rows,
     tile_shapes,
 )
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
+from ttsnn.passes.layers.panels import panels
 
 __all__ = ["Knob", "knobs_of", "tiles_of"]
 

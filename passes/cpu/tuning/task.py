@@ -14,11 +14,9 @@ from tvm.s_tir import Schedule
 from ttsnn.errors import PassError
 from ttsnn.passes.cpu.cost import CpuCost
 from ttsnn.passes.cpu.isa import Isa, isa_of
-from ttsnn.passes.cpu.kernels import OP, layer_config_of
 from ttsnn.passes.cpu.kernels.pack import packed_config, panel_vectors
 from ttsnn.passes.cpu.kernels.tiles import default_tiles
-from ttsnn.passes.cpu.layer_config import LayerConfig
-from ttsnn.passes.cpu.pipeline import fuse_passes, graph_passes
+from ttsnn.passes.cpu.pipeline import fuse_passes
 from ttsnn.passes.cpu.tuning.choice import LayerChoice
 from ttsnn.passes.cpu.tuning.features import features_of
 from ttsnn.passes.cpu.tuning.forms import cheapest_form, form_costs, forms_of_layer
@@ -26,6 +24,9 @@ from ttsnn.passes.cpu.tuning.kernel import CHOICE, choice_of
 from ttsnn.passes.cpu.tuning.knobs import Knob, knobs_of, tiles_of
 from ttsnn.passes.cpu.tuning.workload import anonymous, workload, workload_key
 from ttsnn.passes.layer_calls import layer_calls
+from ttsnn.passes.layers import OP, layer_config_of
+from ttsnn.passes.layers.config import LayerConfig
+from ttsnn.passes.pipelines import graph_passes
 from ttsnn.passes.rewriter import bindings_of
 from ttsnn.passes.shapes import known_dims
 from ttsnn.passes.static_values import op_name

@@ -9,11 +9,11 @@ from typing import Any
 import tvm
 
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles
-from ttsnn.passes.cpu.layer_config import LayerConfig
 from ttsnn.passes.cpu.tuning.choice import LayerChoice
 from ttsnn.passes.cpu.tuning.forms import forms_of_layer
 from ttsnn.passes.cpu.tuning.task import unmerged_layers
 from ttsnn.passes.cpu.tuning.workload import workload_key
+from ttsnn.passes.layers.config import LayerConfig
 
 __all__ = ["BestOf", "TunedLayers", "tuned_layers"]
 

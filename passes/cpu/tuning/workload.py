@@ -18,9 +18,9 @@ from tvm.tirx import Evaluate, IntImm, PrimFunc
 
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.pack import packed_config
-from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, LayerParams, layer_params
-from ttsnn.passes.cpu.layer_config import LayerConfig
 from ttsnn.passes.cpu.tuning.forms import forms_of_layer
+from ttsnn.passes.layers.config import LayerConfig
+from ttsnn.passes.layers.signature import CONFIG_ATTR, LayerParams, layer_params
 
 THREADS = "ttsnn.threads"
 """Function attribute: CPU threads that the layer is measured with."""

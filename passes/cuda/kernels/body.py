@@ -1,4 +1,4 @@
-"""Statements of a GPU kernel: the builder of :mod:`ttsnn.passes.cpu.kernels.tir`, with threads."""
+"""Statements of a GPU kernel: the builder of :mod:`ttsnn.passes.tir.body`, with threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import prod
 from tvm.ir import Expr, Range, StringImm
 from tvm.tirx import AssertStmt, For, ForKind, IntImm, IterVar, Var
 
-from ttsnn.passes.cpu.kernels.tir import Body
+from ttsnn.passes.tir.body import Body
 
 __all__ = ["NARROW", "CudaBody"]
 

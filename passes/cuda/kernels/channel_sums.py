@@ -14,10 +14,10 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Var
 
-from ttsnn.passes.cpu.kernels.finished import finished
-from ttsnn.passes.cpu.kernels.tir import i64, load
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
+from ttsnn.passes.tir.body import i64, load
+from ttsnn.passes.tir.finished import finished
 
 __all__ = ["batch_norm_stats", "batch_norm_sums"]
 

@@ -14,8 +14,6 @@ from math import ceil, prod
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Var
 
-from ttsnn.passes.cpu.kernels.finished import finished
-from ttsnn.passes.cpu.kernels.tir import splat
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import InputTile, WeightTile, width_of
@@ -23,6 +21,8 @@ from ttsnn.passes.cuda.kernels.conv_output import Output
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment, conv_params
 from ttsnn.passes.cuda.kernels.conv_sums import Fma, Mma
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
+from ttsnn.passes.tir.body import splat
+from ttsnn.passes.tir.finished import finished
 
 __all__ = ["conv_kernel"]
 

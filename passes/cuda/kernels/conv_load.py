@@ -14,10 +14,10 @@ from tvm.ir import Expr
 from tvm.tirx import Var
 
 from ttsnn.passes.cpu.kernels.register_tile import pick
-from ttsnn.passes.cpu.kernels.tir import load, splat, vector
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_spec import Segment
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
+from ttsnn.passes.tir.body import load, splat, vector
 
 __all__ = ["InputTile", "WeightTile", "width_of"]
 

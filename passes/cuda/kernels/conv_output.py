@@ -10,12 +10,12 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import IntImm, Var
 
-from ttsnn.passes.cpu.kernels.neuron import lif_step
-from ttsnn.passes.cpu.kernels.tir import load, splat, vector
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec
 from ttsnn.passes.cuda.kernels.conv_sums import Place
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
+from ttsnn.passes.tir.body import load, splat, vector
+from ttsnn.passes.tir.neuron import lif_step
 
 __all__ = ["Output"]
 

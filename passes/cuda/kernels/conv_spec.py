@@ -8,8 +8,8 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import IntImm, Var
 
-from ttsnn.passes.cpu.kernels.tir import i64
-from ttsnn.passes.cpu.layer_config import LifConfig, Stage
+from ttsnn.passes.layers.config import LifConfig, Stage
+from ttsnn.passes.tir.body import i64
 
 __all__ = ["ConvParams", "ConvSpec", "Segment", "conv_params", "result_shapes"]
 

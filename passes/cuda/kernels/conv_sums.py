@@ -13,10 +13,10 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Var
 
-from ttsnn.passes.cpu.kernels.tir import load, vector
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
 from ttsnn.passes.cuda.kernels.mma import DEPTH
+from ttsnn.passes.tir.body import load, vector
 
 __all__ = ["Fma", "Mma", "Place"]
 

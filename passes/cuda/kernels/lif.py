@@ -9,9 +9,9 @@ from tvm.ir import Expr
 from tvm.tirx import IntImm, PrimFunc, Var
 
 from ttsnn.lif_attrs import LifAttrs
-from ttsnn.passes.cpu.kernels.neuron import lif_step
-from ttsnn.passes.cpu.kernels.tir import i64, load
 from ttsnn.passes.cuda.kernels.body import CudaBody
+from ttsnn.passes.tir.body import i64, load
+from ttsnn.passes.tir.neuron import lif_step
 
 __all__ = ["lif_function"]
 

@@ -14,13 +14,13 @@ from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Var
 
 from ttsnn.passes.contraction import stage_macs
-from ttsnn.passes.cpu.kernels.finished import finished
 from ttsnn.passes.cpu.kernels.register_tile import pick
-from ttsnn.passes.cpu.kernels.tir import i64, load, splat, vector
-from ttsnn.passes.cpu.layer_config import Stage
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import width_of
+from ttsnn.passes.layers.config import Stage
+from ttsnn.passes.tir.body import i64, load, splat, vector
+from ttsnn.passes.tir.finished import finished
 
 __all__ = ["weight_grad"]
 

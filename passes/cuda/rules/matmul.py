@@ -7,8 +7,8 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import dlight as dl
 from tvm.tirx import PrimFunc
 
-from ttsnn.passes.cpu.schedule_kernels import product_macs
 from ttsnn.passes.cuda.rules.dlight import by_dlight
+from ttsnn.passes.schedule_kernels import product_macs
 
 __all__ = ["matmul_rule"]
 

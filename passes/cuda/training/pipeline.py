@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tvm
-from tvm import relax
 
-from ttsnn.passes.cpu.schedule_kernels import ScheduleKernels
+from ttsnn.passes import pipelines
 from ttsnn.passes.cuda.rules import RULES
 from ttsnn.passes.cuda.training.to_kernels import ToCudaTrainingKernels
+from ttsnn.passes.schedule_kernels import ScheduleKernels
 
 __all__ = ["training_passes"]
 
@@ -22,22 +22,9 @@ def training_passes(
         functions: names of the program's functions.
         precision: of the products of convolutions and of gradients to their inputs.
     """
-    t = relax.transform
     return [
-        # aliases and what nothing reads: the conversion asks which results are wanted
-        t.CanonicalizeBindings(),
-        t.DeadCodeElimination(functions),
+        *pipelines.wanted_passes(functions),
         ToCudaTrainingKernels(target, precision),
-        # no elimination of common subexpressions: checkpointed values are meant to be computed
-        # twice
-        t.DecomposeOpsForInference(),
-        # reshapes stay operators: they become views
-        t.LegalizeOps({"relax.reshape": lambda _bb, call: call}),
-        t.AnnotateTIROpPattern(),
-        t.FoldConstant(),
-        t.FuseOps(),
-        t.FuseTIR(),
-        t.CanonicalizeBindings(),
-        t.DeadCodeElimination(functions),
+        *pipelines.training_operator_passes(functions),
         ScheduleKernels(RULES, target),
     ]

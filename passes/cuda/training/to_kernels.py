@@ -12,7 +12,6 @@ from tvm import relax
 from tvm.tirx import PrimFunc
 
 from ttsnn.ops import lif_attrs_of, make_call, tt_conv_attrs_of
-from ttsnn.passes.cpu.layer_config import Stage
 from ttsnn.passes.cpu.training.images import Image
 from ttsnn.passes.cpu.training.to_kernels import Lowering, rewrite_functions
 from ttsnn.passes.cuda.gpu import Gpu, gpu_of
@@ -22,6 +21,7 @@ from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment
 from ttsnn.passes.cuda.kernels.conv_tile import default_tile
 from ttsnn.passes.cuda.kernels.weight_grad import weight_grad
 from ttsnn.passes.cuda.training.weights import Link, dense_link, tt_links
+from ttsnn.passes.layers.config import Stage
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.shapes import known_dims
 from ttsnn.passes.static_values import op_name

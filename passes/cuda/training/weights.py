@@ -14,7 +14,7 @@ from tvm import relax
 
 from ttsnn.ops import TTConvAttrs
 from ttsnn.passes.contraction import chain_of
-from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.layers.config import Stage
 from ttsnn.passes.shapes import known_dims
 
 __all__ = ["Link", "dense_link", "tt_links"]

@@ -10,9 +10,9 @@ from typing import Any
 import tvm
 
 from ttsnn.errors import TargetError, TuningError
-from ttsnn.passes.cpu.layer_config import LayerConfig
 from ttsnn.passes.cpu.tuning import LayerChoice, LayerTask
 from ttsnn.passes.cpu.tuning.workload import anonymous, workload_key
+from ttsnn.passes.layers.config import LayerConfig
 from ttsnn.runtime.threads import default_threads
 from ttsnn.targets import Target
 from ttsnn.tuning.best import pick, timings_of

@@ -8,8 +8,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from ttsnn.passes.cpu.kernels import cpu_layer
-from ttsnn.passes.cpu.layer_config import LayerConfig, LifConfig, Stage
+from ttsnn.passes.layers import layer_call
+from ttsnn.passes.layers.config import LayerConfig, LifConfig, Stage
 
 LIF = LifConfig(0.25, 1.0, 2.0, 0.5, 0.0, "hard", ">", "after_fire", "multiply")
 POINT = ((0, 0),)
@@ -153,7 +153,7 @@ def layer_module(config, operands, symbolic=False):
         params.append(relax.Var(name, relax.TensorType(shape, config.dtype_of(name))))
     with builder.function("main", params):
         with builder.dataflow():
-            out = builder.emit(cpu_layer(config, params))
+            out = builder.emit(layer_call(config, params))
             gv = builder.emit_output(out)
         builder.emit_func_output(gv)
     return builder.get()

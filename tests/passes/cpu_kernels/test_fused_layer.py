@@ -13,11 +13,11 @@ from tvm.target import codegen
 from ttsnn.errors import PassError
 from ttsnn.passes.cpu.isa import AVX2, AVX512, GENERIC, isa_of
 from ttsnn.passes.cpu.kernels.pack import pack_layer_weights
-from ttsnn.passes.cpu.kernels.reference import reference_layer
-from ttsnn.passes.cpu.kernels.signature import result_shapes
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, StageTile
-from ttsnn.passes.cpu.layer_config import LifConfig
 from ttsnn.passes.cpu.rules.layer import layer_rule
+from ttsnn.passes.layers.config import LifConfig
+from ttsnn.passes.layers.reference import reference_layer
+from ttsnn.passes.layers.signature import result_shapes
 
 from .oracle import (
     COLUMN,

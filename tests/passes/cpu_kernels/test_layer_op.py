@@ -1,4 +1,4 @@
-"""relax.cpu.layer: its type inference and its reference function."""
+"""relax.snn.layer: its type inference and its reference function."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import tvm
 from tvm import relax
 
 from ttsnn.errors import PassError
-from ttsnn.passes.cpu.kernels import cpu_layer
 from ttsnn.passes.cpu.kernels.pack import pack_layer_weights
-from ttsnn.passes.cpu.layer_config import LayerConfig
+from ttsnn.passes.layers import layer_call
+from ttsnn.passes.layers.config import LayerConfig
 
 from .oracle import (
     COLUMN,
@@ -93,10 +93,10 @@ def test_errors_name_the_layer_and_the_shape():
     w1 = relax.Var("w1", relax.TensorType((3, 5, 5), "float64"))
     b = relax.Var("b", relax.TensorType((4,), "float64"))
     with pytest.raises(PassError, match=r"block\.conv1.*w1 must be \[3, 5, 4\], got \[3, 5, 5\]"):
-        cpu_layer(config, [x, w0, w1, b])
+        layer_call(config, [x, w0, w1, b])
     with pytest.raises(PassError, match="takes 4 operands"):
-        cpu_layer(config, [x, w0])
+        layer_call(config, [x, w0])
     with pytest.raises(PassError, match="timesteps 2 must be T = 3"):
-        cpu_layer(replace(config, timesteps=2), [x, w0, w1, b])
+        layer_call(replace(config, timesteps=2), [x, w0, w1, b])
     with pytest.raises(PassError, match="without a neuron"):
-        cpu_layer(replace(config, lif=None), [x, w0, w1, b])
+        layer_call(replace(config, lif=None), [x, w0, w1, b])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ttsnn.passes.cpu.kernels.chain_backward import BackwardLink, chain_backward
-from ttsnn.passes.cpu.kernels.pack import pack_weight, packed_channels
+from ttsnn.passes.cpu.kernels.pack import pack_weight
 from ttsnn.passes.cpu.kernels.tiles import whole_image_tiles
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
+from ttsnn.passes.layers.panels import packed_channels
 
 POINT = ((0, 0),)
 CROSS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))

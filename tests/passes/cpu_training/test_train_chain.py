@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ttsnn.passes.cpu.kernels.pack import pack_weight, packed_channels
+from ttsnn.passes.cpu.kernels.pack import pack_weight
 from ttsnn.passes.cpu.kernels.tiles import default_tiles
 from ttsnn.passes.cpu.kernels.train_chain import kept_shapes, train_chain
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
+from ttsnn.passes.layers.panels import packed_channels
 
 POINT = ((0, 0),)
 CROSS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ttsnn.passes.cpu.kernels.weight_grad import weight_grad
-from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.layers.config import Stage
 
 POINT = ((0, 0),)
 CROSS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))

@@ -7,7 +7,7 @@ import pytest
 
 from ttsnn.passes.cpu.kernels.pack import pack_weight
 from ttsnn.passes.cpu.kernels.weight_map import WeightMap, packed_weight
-from ttsnn.passes.cpu.layer_config import Stage
+from ttsnn.passes.layers.config import Stage
 
 LANES, VECTORS = 8, 4
 

@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.cuda import emulator
-from ttsnn.passes.cpu.kernels import cpu_layer
+from ttsnn.passes.layers import layer_call
 from ttsnn.program import make_program, params_of
 from ttsnn.targets import get_target
 
@@ -56,7 +56,7 @@ def layers_program(cases, symbolic=False):
         with builder.dataflow():
             outs = []
             for i, (config, operands) in enumerate(cases):
-                out = builder.emit(cpu_layer(config, [known[i, name] for name in operands]))
+                out = builder.emit(layer_call(config, [known[i, name] for name in operands]))
                 count = len(config.emit)
                 outs += (
                     [out]

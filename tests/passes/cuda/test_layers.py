@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ttsnn.passes.cpu.layer_config import LifConfig
 from ttsnn.passes.cuda.kernels import body
+from ttsnn.passes.layers.config import LifConfig
 
 from ..cpu_kernels.oracle import (  # noqa: TID252
     COLUMN,

@@ -6,8 +6,8 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from ttsnn.lif_attrs import LifAttrs
-from ttsnn.passes.cpu.kernels.tir import splat
-from ttsnn.passes.cpu.layer_config import LifConfig
+from ttsnn.passes.layers.config import LifConfig
+from ttsnn.passes.tir.body import splat
 
 __all__ = ["lif_step"]
 

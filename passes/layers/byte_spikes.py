@@ -8,8 +8,8 @@ from dataclasses import replace
 import tvm
 from tvm import relax
 
-from ttsnn.passes.cpu.kernels import cpu_layer, layer_config_of
-from ttsnn.passes.cpu.layer_config import LayerConfig
+from ttsnn.passes.layers.config import LayerConfig
+from ttsnn.passes.layers.op import layer_call, layer_config_of
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, bindings_of, prune
 from ttsnn.passes.static_values import op_name
@@ -41,10 +41,10 @@ class _Rewriter(BindingRewriter):
         self._bytes: dict[relax.Var, relax.Var] = {}  # original spikes → the same as bytes
 
     def rewrite(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
-        if op_name(value) == "relax.cpu.layer":
+        if op_name(value) == "relax.snn.layer":
             return self._layer(var, value)
         source = value.tuple_value if isinstance(value, relax.TupleGetItem) else None
-        if source in self.bound and op_name(self.bound[source]) == "relax.cpu.layer":
+        if source in self.bound and op_name(self.bound[source]) == "relax.snn.layer":
             config = layer_config_of(self.bound[source])
             if config.emit[value.index] == "spikes" and self._byte_spikes(source, config):
                 self._bytes[var] = self.emit(self.get(value))
@@ -66,7 +66,7 @@ class _Rewriter(BindingRewriter):
             return self.get(call)
         config = replace(config, byte_x=takes, byte_spikes=gives)
         first = self._bytes[x] if takes else self.get(x)
-        out = cpu_layer(config, [first, *map(self.get, call.args[1:])])
+        out = layer_call(config, [first, *map(self.get, call.args[1:])])
         if not gives or len(config.emit) > 1:
             return out
         self._bytes[var] = self.emit(out)
@@ -87,7 +87,7 @@ class _Rewriter(BindingRewriter):
         """Whether a layer's convolution reads the spikes, and no layer needs them as numbers."""
         found = False
         for reader, expr in self._readers[spikes]:
-            if op_name(expr) == "relax.cpu.layer":
+            if op_name(expr) == "relax.snn.layer":
                 if any(a.same_as(spikes) for a in expr.args[1:]):
                     return False
                 found = True

@@ -1,4 +1,4 @@
-"""Stages of ``relax.cpu.layer`` from the program's convolutions and linear layers."""
+"""Stages of ``relax.snn.layer`` from the program's convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tvm import relax
 
 from ttsnn.ops import tt_conv_attrs_of
 from ttsnn.passes.contraction import Contraction, chain_of, contract, parse_form
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
 
 __all__ = ["LayerBody", "conv_body", "linear_body", "plain_config", "tt_conv_body"]
 

@@ -1,8 +1,8 @@
-"""What one fused convolution kernel of the CPU target computes.
+"""What one layer computes.
 
 A *layer* is a chain of tap convolutions (the TT cores, or one dense convolution), then bias,
-residual add and LIF over time, as one kernel that works image by image and strip by strip. The
-Relax op ``relax.cpu.layer`` carries a :class:`LayerConfig` as JSON in its attribute ``config``.
+residual add and LIF over time. The Relax op ``relax.snn.layer`` carries a :class:`LayerConfig` as
+JSON in its attribute ``config``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-__all__ = ["LayerConfig", "LifConfig", "Stage"]
+__all__ = ["LayerConfig", "LifConfig", "Stage", "useful_taps"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class LayerConfig:
         byte_x: whether the input holds spikes as uint8, 0 or 1, instead of ``dtype``.
         byte_spikes: whether the result ``"spikes"`` does.
         packing: None where weights are plain [taps, Cin, Cout]; (lanes of a vector, most vectors
-            in a panel) where ``kernels.pack.pack_layer_weights`` has packed them.
+            in a panel) where ``cpu.kernels.pack.pack_layer_weights`` has packed them.
     """
 
     name: str
@@ -119,3 +119,15 @@ class LayerConfig:
         d["emit"] = tuple(d["emit"])
         d["packing"] = None if d["packing"] is None else tuple(d["packing"])
         return cls(**d)
+
+
+def useful_taps(stage: Stage) -> list[int]:
+    """Indices of the taps that read at least one pixel of the input; at least one index."""
+
+    def meets(tap: tuple[int, int]) -> bool:
+        return all(
+            any(0 <= o * step + offset < size for o in range(count))
+            for offset, step, size, count in zip(tap, stage.strides, stage.in_size, stage.out_size)
+        )
+
+    return [k for k, tap in enumerate(stage.taps) if meets(tap)] or [0]

@@ -1,4 +1,4 @@
-"""``relax.cpu.layer``: a chain of tap convolutions, bias, residual and LIF as one kernel."""
+"""``relax.snn.layer``: a chain of tap convolutions, bias, residual and LIF as one kernel."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from tvm import relax, tirx
 from ttsnn.errors import PassError
 from ttsnn.ops.registry import make_call, register_attr, register_op
 from ttsnn.ops.types import as_int, differ, dims, known_dims, shape_text
-from ttsnn.passes.cpu.kernels.reference import reference_layer
-from ttsnn.passes.cpu.kernels.signature import TILES_ATTR, operand_shapes, result_shapes
-from ttsnn.passes.cpu.kernels.tiles import LayerTiles
-from ttsnn.passes.cpu.layer_config import LayerConfig
+from ttsnn.passes.layers.config import LayerConfig
+from ttsnn.passes.layers.reference import reference_layer
+from ttsnn.passes.layers.signature import TILES_ATTR, operand_shapes, result_shapes
 
-__all__ = ["OP", "cpu_layer", "layer_config_of"]
+__all__ = ["OP", "layer_call", "layer_config_of"]
 
-OP = "relax.cpu.layer"
+OP = "relax.snn.layer"
 
 
 def layer_config_of(call: tvm.ir.Call) -> LayerConfig:
-    """The config that a call of ``relax.cpu.layer`` carries."""
+    """The config that a call of ``relax.snn.layer`` carries."""
     return LayerConfig.from_json(str(call.attrs["config"]))
 
 
-def cpu_layer(
-    config: LayerConfig, operands: Sequence[relax.Expr], tiles: LayerTiles | None = None
+def layer_call(
+    config: LayerConfig, operands: Sequence[relax.Expr], tiles: str | None = None
 ) -> tvm.ir.Call:
-    """A call of ``relax.cpu.layer``.
+    """A call of ``relax.snn.layer``.
 
     Args:
         config: what the layer computes.
@@ -38,7 +37,7 @@ def cpu_layer(
             ``half_stages``, then bias [Cout], residual [residual_T, N, Ho, Wo, Cout] and v0
             [N, Ho, Wo, Cout] where ``config`` has them. Weights are [taps, Cin, Cout], or flat
             where packed.
-        tiles: those of its kernel; None leaves them to the schedule rule.
+        tiles: those of the CPU's kernel, as JSON; None leaves them to the schedule rule.
 
     Raises:
         PassError: if config and operands do not fit together.
@@ -46,7 +45,7 @@ def cpu_layer(
     _check(config)
     attrs = {"config": config.to_json()}
     if tiles is not None:
-        attrs["tiles"] = tiles.to_json()
+        attrs["tiles"] = tiles
     return make_call(OP, operands, attrs)
 
 

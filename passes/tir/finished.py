@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tvm.tirx import PrimFunc, Var
 
-from ttsnn.passes.cpu.kernels.tir import Body
-from ttsnn.passes.cpu.schedule_kernels import LAYERS, MACS, RULE
+from ttsnn.passes.schedule_kernels import LAYERS, MACS, RULE
+from ttsnn.passes.tir.body import Body
 
 __all__ = ["finished", "marked"]
 

@@ -10,8 +10,8 @@ from tvm import relax
 from ttsnn.lif_attrs import LifAttrs
 from ttsnn.ops import lif_attrs_of
 from ttsnn.passes.contraction import stage_macs
-from ttsnn.passes.cpu.kernels import cpu_layer, layer_config_of
-from ttsnn.passes.cpu.layer_config import LayerConfig, LifConfig
+from ttsnn.passes.layers.config import LayerConfig, LifConfig
+from ttsnn.passes.layers.op import layer_call, layer_config_of
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import dims, known_dims, same_dims
@@ -75,7 +75,7 @@ class _Fuser(BindingRewriter):
             and (value.tuple_value, value.index) in self._fused
         ):
             return self._fused[value.tuple_value, value.index]
-        if name == "relax.cpu.layer":
+        if name == "relax.snn.layer":
             config = layer_config_of(value)
             if config.lif is None:
                 operands = tuple(self.get(a) for a in value.args)
@@ -227,7 +227,7 @@ class _Fuser(BindingRewriter):
         config = pending.config
         if not config.residual:
             config = replace(config, residual_T=config.T)
-        return self.emit(cpu_layer(config, list(pending.operands)))
+        return self.emit(layer_call(config, list(pending.operands)))
 
 
 def _lif_config(attrs: LifAttrs) -> LifConfig:

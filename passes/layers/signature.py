@@ -9,8 +9,8 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Var
 
-from ttsnn.passes.cpu.kernels.pack import packed_size
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
+from ttsnn.passes.layers.panels import packed_size
 
 __all__ = [
     "CONFIG_ATTR",

@@ -6,11 +6,11 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Var
 
-from ttsnn.passes.cpu.kernels.neuron import lif_step
-from ttsnn.passes.cpu.kernels.pack import panels
-from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR, LayerParams, layer_params
-from ttsnn.passes.cpu.kernels.tir import Body, flat_index, i64, load, splat
-from ttsnn.passes.cpu.layer_config import LayerConfig, Stage
+from ttsnn.passes.layers.config import LayerConfig, Stage
+from ttsnn.passes.layers.panels import panels
+from ttsnn.passes.layers.signature import CONFIG_ATTR, LayerParams, layer_params
+from ttsnn.passes.tir.body import Body, flat_index, i64, load, splat
+from ttsnn.passes.tir.neuron import lif_step
 
 __all__ = ["reference_layer"]
 

@@ -13,8 +13,8 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.stmt import SBlock
 
 from ttsnn.passes.contraction import stage_macs
-from ttsnn.passes.cpu.kernels.signature import CONFIG_ATTR
-from ttsnn.passes.cpu.layer_config import LayerConfig
+from ttsnn.passes.layers.config import LayerConfig
+from ttsnn.passes.layers.signature import CONFIG_ATTR
 from ttsnn.passes.module_pass import ModulePass
 
 __all__ = ["FALLBACK", "LAYERS", "MACS", "RULE", "Rule", "ScheduleKernels", "product_macs"]

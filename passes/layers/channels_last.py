@@ -1,4 +1,4 @@
-"""ToChannelsLast: convolutions and linear layers become ``relax.cpu.layer``, channels last."""
+"""ToChannelsLast: convolutions and linear layers become ``relax.snn.layer``, channels last."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import tvm
 from tvm import relax
 
 from ttsnn.ops import lif_attrs_of, make_call
-from ttsnn.passes.cpu.image import Image, channels_last_value, rows_shape, same_arrangement
-from ttsnn.passes.cpu.kernels import cpu_layer
-from ttsnn.passes.cpu.layers import LayerBody, conv_body, linear_body, plain_config, tt_conv_body
+from ttsnn.passes.layers.bodies import LayerBody, conv_body, linear_body, plain_config, tt_conv_body
+from ttsnn.passes.layers.image import Image, channels_last_value, rows_shape, same_arrangement
+from ttsnn.passes.layers.op import layer_call
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import dims, known_dims, product, same, same_dims
@@ -38,7 +38,7 @@ class ToChannelsLast(ModulePass):
     """Compute images as [T, N, H, W, C].
 
     ``conv2d`` (one group), ``tt.conv2d`` in the form chosen for it, and products with a
-    parameter become ``relax.cpu.layer`` without neuron; neurons, pools, elementwise operators,
+    parameter become ``relax.snn.layer`` without neuron; neurons, pools, elementwise operators,
     reductions and concatenations between them work on the same layout. A reshape that folds
     time into the batch, or back, costs nothing, nor does the repetition of a value over time.
     Weights are packed as [taps, Cin, Cout]. What is not known runs in the program's own layout,
@@ -194,7 +194,7 @@ class _Converter(BindingRewriter):
             for kind, chain in (("stage", body.stages), ("half_stage", body.half))
             for i, (_, w) in enumerate(chain)
         ]
-        return x.like(self.emit(cpu_layer(config, [x.expr, *weights])))
+        return x.like(self.emit(layer_call(config, [x.expr, *weights])))
 
     def _pack(self, param: relax.Expr, name: str, value: np.ndarray) -> relax.Var:
         """One parameter for each weight and stage, however often the layer is called."""
