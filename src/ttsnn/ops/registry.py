@@ -15,6 +15,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 from tvm.ir import Op
+from tvm.relax import script as _user_script
 from tvm.relax.script import parser as _script
 
 from ttsnn import errors
@@ -76,11 +77,13 @@ def make_call(name: str, args: Sequence[relax.Expr], attrs: dict[str, Any]) -> t
 def _add_to_script(name: str) -> None:
     """Make ``R.<group>.<op>(operands…, attributes…)`` known to the TVMScript parser."""
     _, group, short = name.split(".")
-    if not hasattr(_script, group):
-        setattr(_script, group, SimpleNamespace())
 
     def call(*args: relax.Expr, **attrs: Any) -> tvm.ir.Call:
         return relax.Call(Op.get(name), list(args), attrs)
 
     call.__name__ = short
-    setattr(getattr(_script, group), short, call)
+    # what R means in a script given as text, and in one that imports it
+    for namespace in (_script, _user_script):
+        if not hasattr(namespace, group):
+            setattr(namespace, group, SimpleNamespace())
+        setattr(getattr(namespace, group), short, call)
