@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import tvm
 from tvm import relax
@@ -76,15 +76,20 @@ def wanted_passes(functions: list[str]) -> Passes:
     ]
 
 
-def training_operator_passes(functions: list[str]) -> Passes:
-    """As :func:`operator_passes`, for a training program's functions."""
+def training_operator_passes(
+    functions: list[str], legalise: Mapping[str, Callable] | None = None
+) -> Passes:
+    """As :func:`operator_passes`, for a training program's functions.
+
+    ``legalise`` has what is not left to TVM: operator → ``(builder, call) -> expression``.
+    """
     t = relax.transform
     return [
         # no elimination of common subexpressions: checkpointed values are meant to be computed
         # twice
         t.DecomposeOpsForInference(),
         # reshapes stay operators: they become views
-        t.LegalizeOps({"relax.reshape": lambda _bb, call: call}),
+        t.LegalizeOps({"relax.reshape": lambda _bb, call: call, **(legalise or {})}),
         t.AnnotateTIROpPattern(),
         t.FoldConstant(),
         t.FuseOps(),

@@ -94,7 +94,7 @@ def make_twins(
     weights = "given"
     if not source.trained and not _has_statistics(source):
         weights = f"random (seed {seed}), batch norm calibrated on random input"
-        batch = max(x.shape[source.input.batch_axis], 8)  # type: ignore[union-attr]
+        batch = max(x.shape[source.input.batch_axis], 8)
         sample = source.example(batch, dtype, seed + 1)
         for network in {id(n): n for n in (dense, twin)}.values():
             models.calibrate(network, sample)

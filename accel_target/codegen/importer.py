@@ -33,10 +33,10 @@ from ttsnn.accel_target.isa import Flag, Format, Op, Pool, Reduce, Vec
 from ttsnn.accel_target.sim.neuron import encode_lif
 from ttsnn.errors import TargetError
 from ttsnn.ops import lif_attrs_of, tt_conv_attrs_of
-from ttsnn.passes.cpu.training.link import dense_link
 from ttsnn.passes.static_values import op_name
 from ttsnn.passes.training.graph import Graph as Relax
 from ttsnn.passes.training.manifest import MANIFEST, Manifest
+from ttsnn.passes.training_kernels.link import dense_link
 from ttsnn.program import layer_name, num_inputs, params_of
 
 __all__ = ["import_graph"]

@@ -21,7 +21,7 @@ from tvm.tirx import PrimFunc, Var
 
 from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.isa import Isa
-from ttsnn.passes.cpu.kernels.batch_norm import Arrays, InputGrad
+from ttsnn.passes.cpu.kernels.arrays import CpuArrays
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, leaves_image
 from ttsnn.passes.cpu.kernels.grad_tiles import GradTiles, Strip, add_partial_sums
 from ttsnn.passes.cpu.kernels.output import last_stage
@@ -34,6 +34,7 @@ from ttsnn.passes.layers.config import LayerConfig, Stage
 from ttsnn.passes.layers.panels import packed_size
 from ttsnn.passes.tir.body import i64, load, vector
 from ttsnn.passes.tir.finished import finished
+from ttsnn.passes.training_kernels.batch_norm import InputGrad
 
 __all__ = ["BackwardLink", "chain_backward", "workspace_bytes"]
 
@@ -89,7 +90,7 @@ def chain_backward(
         normed: whether a batch norm comes after the chain.
     """
     dtype, units = config.dtype, min(units, images)
-    a = Arrays((1, images, *config.stages[0].in_size, links[-1].stage.out_channels), dtype, isa)
+    a = CpuArrays((1, images, *config.stages[0].in_size, links[-1].stage.out_channels), dtype, isa)
     b = a.b
     norm = InputGrad(a) if normed else None
     dy = norm.dy if norm is not None else a.image("dy")

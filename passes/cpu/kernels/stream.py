@@ -14,6 +14,7 @@ from tvm.tirx import Var
 
 from ttsnn.passes.cpu.kernels.register_tile import chunks
 from ttsnn.passes.tir.body import Body, at_most, i64, load, splat, vector
+from ttsnn.passes.training_kernels.arrays import StreamTotals
 
 __all__ = ["StreamSums", "channel_sums", "for_channels", "stream"]
 
@@ -65,7 +66,7 @@ def stream(
         sums.finish()
 
 
-class StreamSums:
+class StreamSums(StreamTotals):
     """Sums over pixels in float64 beside the work of a :func:`stream`.
 
     Each unit of the stream has sums of its own, which are added up in order.

@@ -1,68 +1,27 @@
 """Weights of training kernels: from parameters to packed weights, and gradients the way back.
 
 Training changes weights in every step, so what inference does once with NumPy are kernels here.
-A :class:`WeightMap` says how the taps of a convolution are made of the elements of one or several
-parameters, and serves both directions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 from operator import itemgetter
 
 from tvm import tirx
 from tvm.ir import Expr
-from tvm.tirx import PrimFunc, Var
+from tvm.tirx import PrimFunc
 
 from ttsnn.passes.layers.panels import packed_channels, panels
 from ttsnn.passes.tir.body import Body, i64, load, splat
 from ttsnn.passes.tir.finished import finished
+from ttsnn.passes.training_kernels.weight_map import WeightMap
 
-__all__ = ["WeightMap", "core_grads", "packed_weight"]
+__all__ = ["core_grads", "packed_weight"]
 
 PARALLEL_FROM = 16384
-
-
-@dataclass(frozen=True)
-class WeightMap:
-    """``w[k, ci, co] = scale · Σ source[co, ci, j]`` over the (source, j) of tap k.
-
-    Attributes:
-        shapes: shape of each source, [Cout, Cin] or [Cout, Cin, kernel…]; j counts through the
-            kernel's axes.
-        taps: the (source, j) pairs of each tap.
-        scale: factor of all.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
-    taps: tuple[tuple[tuple[int, int], ...], ...]
-    scale: float = 1.0
-
-    @property
-    def channels(self) -> tuple[int, int]:
-        """(Cin, Cout) without padding."""
-        return self.shapes[0][1], self.shapes[0][0]
-
-    def element(self, sources: Sequence[Var], tap: int, ci: Expr, co: Expr, dtype: str) -> Expr:
-        """Element of the weight; ``sources`` are flat."""
-        total: Expr | None = None
-        for index, j in self.taps[tap]:
-            shape = self.shapes[index]
-            kernel = prod(shape[2:])
-            value = load(sources[index], (co * shape[1] + ci) * kernel + j)
-            total = value if total is None else total + value
-        assert total is not None
-        return total if self.scale == 1.0 else splat(self.scale, dtype, 1) * total
-
-
-def _declare(map_: WeightMap, dtype: str) -> list[Var]:
-    return [
-        tirx.decl_buffer([i64(s) for s in shape], dtype, f"g{i}")
-        for i, shape in enumerate(map_.shapes)
-    ]
 
 
 def packed_weight(
@@ -89,7 +48,7 @@ def packed_weight(
     cin, cout = channels
     lanes, vectors = packing
     size = len(order) * cin * packed_channels(cout, lanes)
-    params = [*_declare(map_, dtype), tirx.decl_buffer((i64(size),), dtype, "packed")]
+    params = [*map_.declare(dtype), tirx.decl_buffer((i64(size),), dtype, "packed")]
     sources = [b.view(p, prod(s), dtype, f"{p.name}_flat") for p, s in zip(params, map_.shapes)]
     real_in, real_out = map_.channels[::-1] if transposed else map_.channels
     kind = "parallel" if size >= PARALLEL_FROM else "serial"
@@ -124,7 +83,7 @@ def core_grads(map_: WeightMap, channels: tuple[int, int], dtype: str) -> PrimFu
     cin, cout = channels
     shape = [i64(s) for s in (len(map_.taps), cin, cout)]
     dw = tirx.decl_buffer(shape, dtype, "dw")
-    outs = _declare(map_, dtype)
+    outs = map_.declare(dtype)
     flat = b.view(dw, len(map_.taps) * cin * cout, dtype, "dw_flat")
     for index, (out, sizes) in enumerate(zip(outs, map_.shapes)):
         kernel = prod(sizes[2:])

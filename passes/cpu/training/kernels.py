@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -12,31 +12,26 @@ from tvm import relax
 from tvm.tirx import PrimFunc
 
 from ttsnn.passes.cpu.isa import isa_of
-from ttsnn.passes.cpu.kernels.batch_norm import (
-    batch_norm_apply,
-    batch_norm_dx,
-    batch_norm_stats,
-    batch_norm_sums,
-)
+from ttsnn.passes.cpu.kernels.arrays import CpuArrays
 from ttsnn.passes.cpu.kernels.chain_backward import (
     BackwardLink,
     chain_backward,
     workspace_bytes,
 )
 from ttsnn.passes.cpu.kernels.interleave import interleave
-from ttsnn.passes.cpu.kernels.lif_train import SPIKE_BYTES, TrainedNeuron, lif_train_forward
-from ttsnn.passes.cpu.kernels.lif_train_backward import lif_train_backward
 from ttsnn.passes.cpu.kernels.pack import panel_vectors
 from ttsnn.passes.cpu.kernels.tiles import default_tiles, whole_image_tiles
 from ttsnn.passes.cpu.kernels.train_chain import kept_shapes, train_chain
 from ttsnn.passes.cpu.kernels.weight_grad import weight_grad
 from ttsnn.passes.cpu.kernels.weight_map import core_grads, packed_weight
 from ttsnn.passes.cpu.rules.layer import DEFAULT_THREADS
-from ttsnn.passes.cpu.training.images import BatchNormGrad
-from ttsnn.passes.cpu.training.link import Link, input_phases
 from ttsnn.passes.layers.config import LayerConfig, Stage
 from ttsnn.passes.layers.panels import packed_channels
 from ttsnn.passes.shapes import known_dims
+from ttsnn.passes.training_kernels.arrays import Shape
+from ttsnn.passes.training_kernels.calls import StreamKernels
+from ttsnn.passes.training_kernels.images import BatchNormGrad
+from ttsnn.passes.training_kernels.link import Link, input_phases
 
 __all__ = ["TrainingKernels"]
 
@@ -50,7 +45,7 @@ IMAGE_BYTES = 1024 * 1024
 """Most that the gradients of such an image may take: the second-level cache."""
 
 
-class TrainingKernels:
+class TrainingKernels(StreamKernels):
     """Emits calls into one block builder; kernels of equal shape are made once.
 
     Args:
@@ -59,40 +54,18 @@ class TrainingKernels:
     """
 
     def __init__(self, bb: relax.BlockBuilder, target: tvm.target.Target) -> None:
-        self.bb = bb
+        super().__init__(bb)
         self.isa = isa_of(target)
         self.threads = int(target.attrs.get("num-cores", 0)) or DEFAULT_THREADS
         self.units = UNITS_PER_THREAD * self.threads
-        self._made: dict[tuple, tvm.ir.GlobalVar] = {}
 
     def rank_multiple(self, dtype: str) -> int:
         """What ranks are rounded up to."""
         return max(1, self.isa.lanes(dtype) // 2)
 
-    def call(
-        self,
-        key: tuple,
-        make: Callable[[], PrimFunc],
-        args: Sequence[relax.Expr],
-        shapes: Sequence[Sequence[int]],
-        dtype: str | Sequence[str],
-    ) -> list[relax.Var]:
-        """Call the kernel that ``make`` makes, unless one of that key is there; its results.
-
-        ``dtype`` is that of the results, or of each.
-        """
-        if key not in self._made:
-            self._made[key] = self.bb.add_func(make(), str(key[0]))
-        dtypes = [dtype] * len(shapes) if isinstance(dtype, str) else dtype
-        types = [
-            relax.TensorType([int(s) for s in shape], d)
-            for shape, d in zip(shapes, dtypes, strict=True)
-        ]
-        out = relax.call_tir(self._made[key], list(args), types if len(types) > 1 else types[0])
-        out = self.bb.emit(out)
-        if len(types) == 1:
-            return [out]
-        return [self.bb.emit(relax.TupleGetItem(out, i)) for i in range(len(types))]
+    def arrays(self, shape: Shape, dtype: str, steps: int = 1) -> CpuArrays:
+        """See :class:`StreamKernels`."""
+        return CpuArrays(shape, dtype, self.isa, self.units, steps)
 
     # -- convolutions ------------------------------------------------------------------------
 
@@ -323,104 +296,6 @@ class TrainingKernels:
             packing=self._packing(dtype),
         )
 
-    # -- normalisation -----------------------------------------------------------------------
-
-    def batch_norm_stats(
-        self,
-        x: relax.Var,
-        running: Sequence[relax.Expr],
-        epsilon: float,
-        momentum: float,
-        repeats: int = 1,
-    ) -> list[relax.Var]:
-        """(new running mean, new running variance, mean, 1/σ)."""
-        shape, dtype = _shape(x), _dtype(x)
-        return self.call(
-            ("batch_norm_stats", shape, dtype, epsilon, momentum, repeats),
-            lambda: batch_norm_stats(
-                shape, dtype, self.isa, self.units, epsilon, momentum, repeats
-            ),
-            [x, *running],
-            [shape[-1:]] * 4,
-            dtype,
-        )
-
-    def batch_norm_apply(
-        self, x: relax.Var, channel: Sequence[relax.Expr], side: relax.Var | None = None
-    ) -> relax.Var:
-        """Normalised x; ``channel`` is (gamma, beta, mean, 1/σ); ``side`` is added."""
-        shape, dtype = _shape(x), _dtype(x)
-        return self.call(
-            ("batch_norm_apply", shape, dtype, side is None),
-            lambda: batch_norm_apply(shape, dtype, self.isa, side is not None),
-            [x, *channel, *([] if side is None else [side])],
-            [shape],
-            dtype,
-        )[0]
-
-    def batch_norm_sums(
-        self, x: relax.Var, channel: Sequence[relax.Expr], dy: relax.Var
-    ) -> list[relax.Var]:
-        """(dgamma, dbeta); ``channel`` is (mean, 1/σ)."""
-        shape, dtype = _shape(x), _dtype(x)
-        return self.call(
-            ("batch_norm_sums", shape, dtype),
-            lambda: batch_norm_sums(shape, dtype, self.isa, self.units),
-            [x, *channel, dy],
-            [shape[-1:]] * 2,
-            dtype,
-        )
-
-    def batch_norm_dx(self, x: relax.Var, args: Sequence[relax.Expr]) -> relax.Var:
-        """Gradient to x; ``args`` are (gamma, mean, 1/σ, dy, dgamma, dbeta)."""
-        shape, dtype = _shape(x), _dtype(x)
-        return self.call(
-            ("batch_norm_dx", shape, dtype),
-            lambda: batch_norm_dx(shape, dtype, self.isa),
-            [x, *args],
-            [shape],
-            dtype,
-        )[0]
-
-    # -- neurons -----------------------------------------------------------------------------
-
-    def lif(self, neuron: TrainedNeuron, args: Sequence[relax.Expr]) -> list[relax.Var]:
-        """(spikes[, membrane][, v_last]) of :func:`lif_train_forward`."""
-        shape, dtype = _shape(args[0]), _dtype(args[0])
-        shapes, dtypes = [shape], [SPIKE_BYTES if neuron.compact else dtype]
-        if neuron.membrane:
-            shapes.append(shape)
-        if neuron.v_last:
-            shapes.append(_state(shape, neuron))
-        return self.call(
-            ("lif_forward", neuron, shape, dtype),
-            lambda: lif_train_forward(neuron, shape, dtype, self.isa),
-            args,
-            shapes,
-            dtypes + [dtype] * (len(shapes) - 1),
-        )
-
-    def lif_backward(self, neuron: TrainedNeuron, args: Sequence[relax.Expr]) -> list[relax.Var]:
-        """(dx[, dv0][, dgamma, dbeta]) of :func:`lif_train_backward`."""
-        shape, dtype = _shape(args[0]), _dtype(args[0])
-        shapes = [shape, *([_state(shape, neuron)] if neuron.dv0 else [])]
-        shapes += [shape[-1:]] * (2 if neuron.sums else 0)
-        return self.call(
-            ("lif_backward", neuron, shape, dtype),
-            lambda: lif_train_backward(neuron, shape, dtype, self.isa),
-            args,
-            shapes,
-            dtype,
-        )
-
 
 def _dtype(x: relax.Expr) -> str:
     return str(x.ty.dtype)
-
-
-def _shape(x: relax.Expr) -> tuple[int, ...]:
-    return tuple(known_dims(x))
-
-
-def _state(shape: tuple[int, ...], neuron: TrainedNeuron) -> tuple[int, ...]:
-    return (shape[0], shape[1] // neuron.steps, *shape[2:])

@@ -1,35 +1,25 @@
 """Fully connected layers of a training program, by the kernels of convolutions.
 
 A matrix with some rows is an image whose pixels are the rows. Then a product is a convolution of
-single pixels, its gradients are that convolution's, and batch norms and neurons over [rows,
-features] are those over pixels.
+single pixels, its gradients are that convolution's.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 
 import numpy as np
 from tvm import relax
 
-from ttsnn.ops import lif_attrs_of
-from ttsnn.passes.cpu.kernels.lif_train import TrainedNeuron
-from ttsnn.passes.cpu.kernels.weight_map import WeightMap
-from ttsnn.passes.cpu.training.converter import Converter
-from ttsnn.passes.cpu.training.link import Link
 from ttsnn.passes.layers.config import Stage
 from ttsnn.passes.linear_chain import LinearStep, linear_steps
 from ttsnn.passes.shapes import dims, known_dims
 from ttsnn.passes.static_values import op_name
+from ttsnn.passes.training_kernels.converter import Converter
+from ttsnn.passes.training_kernels.link import Link
+from ttsnn.passes.training_kernels.weight_map import WeightMap
 
-__all__ = [
-    "LINEAR_HANDLERS",
-    "flat_batch_norm",
-    "flat_batch_norm_backward",
-    "flat_lif",
-    "flat_lif_backward",
-]
+__all__ = ["LINEAR_HANDLERS"]
 
 MOST_PIXELS = 64
 """Rows of a matrix that make one image: images run in parallel."""
@@ -168,65 +158,6 @@ def _tt_linear_backward(c: Converter, var: relax.Var, call: relax.Call) -> list:
             g = c.bind(relax.op.permute_dims(g, back))
     dx = c.reshape(g, known_dims(x)) if (var, 0) in c.item_reads else None
     return [dx, *reversed(grads)]
-
-
-# -- batch norms and neurons -------------------------------------------------------------------
-
-
-def _pixels(c: Converter, expr: relax.Expr) -> relax.Var:
-    """Features [..., C] as an image of one pixel for each row."""
-    shape = known_dims(expr)
-    return c.reshape(c.bind(c.get(expr)), (1, prod(shape[:-1]), 1, 1, shape[-1]))
-
-
-def flat_batch_norm(c: Converter, call: relax.Call) -> list:
-    """``snn.batch_norm_train`` over [rows, features]."""
-    x = _pixels(c, call.args[0])
-    gamma, beta, *running = (c.get(a) for a in call.args[1:])
-    epsilon, momentum = float(call.attrs["epsilon"]), float(call.attrs["momentum"])
-    repeats = int(call.attrs["repeats"])
-    stats = c.k.batch_norm_stats(x, running, epsilon, momentum, repeats)
-    y = c.k.batch_norm_apply(x, (gamma, beta, *stats[2:]))
-    return [c.reshape(y, known_dims(call.args[0])), *stats]
-
-
-def flat_batch_norm_backward(c: Converter, call: relax.Call) -> list:
-    """Its gradient."""
-    x, dy = _pixels(c, call.args[0]), _pixels(c, call.args[4])
-    channel = [c.get(a) for a in call.args[1:4]]
-    sums = c.k.batch_norm_sums(x, channel[1:], dy)
-    dx = c.k.batch_norm_dx(x, [*channel, dy, *sums])
-    return [c.reshape(dx, known_dims(call.args[0])), *sums]
-
-
-def flat_lif(c: Converter, var: relax.Var, call: relax.Call) -> list:
-    """``snn.lif`` over [T, N, features], without tensor operands."""
-    neuron, args = _neuron(c, call)
-    neuron = replace(neuron, v_last=(var, 1) in c.item_reads)
-    spikes, *last = c.k.lif(neuron, args)
-    shape = known_dims(call.args[0])
-    return [c.reshape(spikes, shape), *(c.reshape(v, shape[1:]) for v in last)]
-
-
-def flat_lif_backward(c: Converter, var: relax.Var, call: relax.Call) -> list:
-    """Its gradient."""
-    neuron, args = _neuron(c, call)
-    dspikes, dv_last = call.args[2:]
-    zero = c.is_zero(dv_last)
-    neuron = replace(neuron, v_last=not zero, dv0=(var, 1) in c.item_reads)
-    args.append(_pixels(c, dspikes))
-    if not zero:
-        args.append(_pixels(c, dv_last))
-    dx, *dv0 = c.k.lif_backward(neuron, args)
-    shape = known_dims(call.args[0])
-    return [c.reshape(dx, shape), *(c.reshape(v, shape[1:]) for v in dv0)]
-
-
-def _neuron(c: Converter, call: relax.Call) -> tuple[TrainedNeuron, list[relax.Expr]]:
-    x, zero = _pixels(c, call.args[0]), c.is_zero(call.args[1])
-    args = [x, *([] if zero else [_pixels(c, call.args[1])])]
-    steps = known_dims(call.args[0])[0]
-    return TrainedNeuron(lif_attrs_of(call), steps, v0=not zero), args
 
 
 LINEAR_HANDLERS = {

@@ -19,7 +19,7 @@ from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import width_of
 from ttsnn.passes.layers.config import Stage
-from ttsnn.passes.tir.body import i64, load, splat, vector
+from ttsnn.passes.tir.body import as_vector, i64, load, splat, vector
 from ttsnn.passes.tir.finished import finished
 
 __all__ = ["weight_grad"]
@@ -31,17 +31,26 @@ DEPTH = 16
 """Pixels that are in shared memory at once."""
 
 
-def weight_grad(stage: Stage, images: int, dtype: str, gpu: Gpu) -> PrimFunc:
-    """The function (x [1, R, H, W, Cin], dy [1, R, Ho, Wo, Cout], dw [taps, Cin, Cout])."""
+def weight_grad(
+    stage: Stage, images: int, dtype: str, gpu: Gpu, x_dtype: str | None = None
+) -> PrimFunc:
+    """The function (x [1, R, H, W, Cin], dy [1, R, Ho, Wo, Cout], dw [taps, Cin, Cout]).
+
+    ``x_dtype`` is that of x where it differs: ``"uint8"`` for spikes.
+    """
     x_shape = (1, images, *stage.in_size, stage.in_channels)
     dy_shape = (1, images, *stage.out_size, stage.out_channels)
     dw_shape = (len(stage.taps), stage.in_channels, stage.out_channels)
     b = CudaBody(max(prod(x_shape), prod(dy_shape)))
     params = [
-        tirx.decl_buffer([i64(s) for s in shape], dtype, name)
-        for name, shape in (("x", x_shape), ("dy", dy_shape), ("dw", dw_shape))
+        tirx.decl_buffer([i64(s) for s in shape], kind, name)
+        for name, shape, kind in (
+            ("x", x_shape, x_dtype or dtype),
+            ("dy", dy_shape, dtype),
+            ("dw", dw_shape, dtype),
+        )
     ]
-    x, dy, dw = (b.view(p, prod(p.shape), dtype, f"{p.name}_flat") for p in params)
+    x, dy, dw = (b.view(p, prod(p.shape), str(p.dtype), f"{p.name}_flat") for p in params)
     k = _Kernel(b, stage, images * prod(stage.out_size), gpu.vector(dtype), dtype, x, dy, dw, gpu)
     k.run()
     return finished(b, params, "weight_grad", images * stage_macs(stage))
@@ -180,8 +189,10 @@ class _Kernel:
                 at = b.bind((image * s.in_size[0] + y) * s.in_size[1] + x, "at")
             source = self.dy if tap is None else self.x
             value = load(source, vector(at * channels + c0 + c, vec))
-            zero = splat(0.0, self.dtype, vec)
+            zero = splat(tirx.const(0, str(source.dtype)), str(source.dtype), vec)
             value = tirx.if_then_else(tirx.all(*inside), value, zero)
+            if str(source.dtype) != self.dtype:
+                value = value.astype(as_vector(self.dtype, vec))
             to = vector(k * width + c, vec)
             if DEPTH * per_row % self.threads:
                 with b.when(k < DEPTH):

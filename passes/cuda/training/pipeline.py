@@ -6,6 +6,7 @@ import tvm
 
 from ttsnn.passes import pipelines
 from ttsnn.passes.cuda.rules import RULES
+from ttsnn.passes.cuda.training.pool_grad import max_pool2d_backward
 from ttsnn.passes.cuda.training.to_kernels import ToCudaTrainingKernels
 from ttsnn.passes.schedule_kernels import ScheduleKernels
 
@@ -25,6 +26,8 @@ def training_passes(
     return [
         *pipelines.wanted_passes(functions),
         ToCudaTrainingKernels(target, precision),
-        *pipelines.training_operator_passes(functions),
+        *pipelines.training_operator_passes(
+            functions, {"relax.grad.max_pool2d_backward": max_pool2d_backward}
+        ),
         ScheduleKernels(RULES, target),
     ]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ttsnn.passes.cpu.kernels.pack import pack_weight
-from ttsnn.passes.cpu.kernels.weight_map import WeightMap, packed_weight
+from ttsnn.passes.cpu.kernels.weight_map import packed_weight
 from ttsnn.passes.layers.config import Stage
+from ttsnn.passes.training_kernels.weight_map import WeightMap
 
 LANES, VECTORS = 8, 4
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import tvm
@@ -11,16 +13,41 @@ from ttsnn.cuda import emulator
 from ttsnn.models import LIF
 
 from ..cpu_training.conftest import check  # noqa: TID252
-from ..cpu_training.test_programs import Block, Time, inputs, tt  # noqa: TID252
+from ..cpu_training.test_programs import (  # noqa: TID252  # the CPU's programs, here too
+    Block,
+    Time,
+    inputs,
+    test_batch_norm_far_from_zero,
+    test_dense_conv,
+    test_many_steps_without_batch_norm,
+    test_neuron_after_batch_norm,
+    test_pools_and_head,
+    test_tt_conv,
+    tt,
+)
 from .emulated import emulated
 
+__all__ = [
+    "test_batch_norm_far_from_zero",
+    "test_dense_conv",
+    "test_many_steps_without_batch_norm",
+    "test_neuron_after_batch_norm",
+    "test_pools_and_head",
+    "test_tt_conv",
+]
 
-def checked(model, x):
+
+def checked(model, x, tol=1e-11):
     target = emulated()
     emulator.enable(order="both")
-    program = check(model.double(), x, target=target, device=tvm.cuda(0))
+    program = check(model.double(), x, tol, target=target, device=tvm.cuda(0))
     emulator.check()
     return program
+
+
+@pytest.fixture
+def tools():
+    return SimpleNamespace(check=checked)
 
 
 @pytest.mark.parametrize("mode", ["ptt", "stt", "htt"])
@@ -30,8 +57,9 @@ def test_residual_block(mode):
     model = Block(tt(3, 9, mode, 2), tt(9, 9, mode), 3, 9)
     program = checked(model, 2 * inputs(3, 2, 3, 7, 6))
     rules = {k.rule for k in program.kernels}
-    assert {"conv", "weight_grad", "batch_norm_stats", "batch_norm_sums"} <= rules
+    assert {"conv", "weight_grad", "batch_norm_stats", "lif_forward", "lif_backward"} <= rules
     assert all(k.scheduled for k in program.kernels)
+    assert "uint8" in program.lowered.script()  # spikes between layers
 
 
 def test_dense_network():

@@ -12,11 +12,10 @@ import tvm
 from tvm import relax
 
 from ttsnn.errors import PassError
-from ttsnn.passes.cpu.training.images import BatchNormGrad, Image, Lazy, Normalised
-from ttsnn.passes.cpu.training.kernels import TrainingKernels
 from ttsnn.passes.rewriter import bindings_of
 from ttsnn.passes.shapes import dims, known_dims
 from ttsnn.passes.static_values import op_name
+from ttsnn.passes.training_kernels.images import BatchNormGrad, Image, Lazy, Normalised
 
 __all__ = ["Converter"]
 
@@ -35,9 +34,8 @@ class Converter:
             function.
     """
 
-    def __init__(
-        self, bb: relax.BlockBuilder, kernels: TrainingKernels, func: relax.Function
-    ) -> None:
+    def __init__(self, bb: relax.BlockBuilder, kernels: Any, func: relax.Function) -> None:
+        # a StreamKernels; targets have one with more
         self.bb, self.k, self.func = bb, kernels, func
         self.bound = bindings_of(func)
         self.args = {p: relax.Var(p.name, p.ty) for p in func.params}

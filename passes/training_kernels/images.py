@@ -8,8 +8,8 @@ from math import prod
 
 from tvm import relax
 
-from ttsnn.passes.cpu.kernels.lif_train import TrainedNeuron
 from ttsnn.passes.shapes import known_dims
+from ttsnn.passes.training_kernels.lif_forward import TrainedNeuron
 
 __all__ = ["BatchNormGrad", "Image", "Lazy", "NeuronGrad", "Normalised"]
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ttsnn.ops import TTConvAttrs
 from ttsnn.passes.contraction import chain_of
-from ttsnn.passes.cpu.kernels.weight_map import WeightMap
 from ttsnn.passes.layers.config import Stage
+from ttsnn.passes.training_kernels.weight_map import WeightMap
 
 __all__ = ["Link", "Phase", "dense_link", "input_phases", "tt_links"]
 

@@ -6,65 +6,21 @@ is the channel's first value, so that a mean far from zero cancels nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tvm import tirx
 from tvm.ir import Expr
-from tvm.tirx import PrimFunc, Var
+from tvm.tirx import PrimFunc
 
-from ttsnn.passes.cpu.isa import Isa
-from ttsnn.passes.cpu.kernels.stream import channel_sums, stream
-from ttsnn.passes.tir.body import Body, i64, load, splat, vector
-from ttsnn.passes.tir.finished import finished
+from ttsnn.passes.tir.body import as_vector, load, splat, vector
+from ttsnn.passes.training_kernels.arrays import WIDE, Arrays
 
 __all__ = [
-    "WIDE",
-    "Arrays",
     "InputGrad",
     "Normaliser",
-    "Shape",
     "batch_norm_apply",
     "batch_norm_dx",
     "batch_norm_stats",
     "batch_norm_sums",
 ]
-
-Shape = Sequence[int]
-WIDE = "float64"
-
-
-class Arrays:
-    """Arguments of a kernel over images of one shape: flat views by name."""
-
-    def __init__(self, shape: Shape, dtype: str, isa: Isa) -> None:
-        self.b = Body()
-        self.shape, self.dtype = tuple(shape), dtype
-        self.channels = shape[-1]
-        self.pixels = 1
-        for s in shape[:-1]:
-            self.pixels *= s
-        self.lanes, self.wide_lanes = isa.lanes(dtype), isa.lanes(WIDE)
-        self.params: list[Var] = []
-
-    def image(self, name: str) -> Var:
-        """An argument of the images' shape."""
-        buffer = tirx.decl_buffer([i64(s) for s in self.shape], self.dtype, name)
-        self.params.append(buffer)
-        return self.b.view(buffer, self.pixels * self.channels, self.dtype, f"{name}_flat")
-
-    def channel(self, name: str) -> Var:
-        """An argument [channels]."""
-        buffer = tirx.decl_buffer((i64(self.channels),), self.dtype, name)
-        self.params.append(buffer)
-        return buffer
-
-    def read(self, buffer: Var, at: Expr, lanes: int) -> Expr:
-        """Some neighbouring elements, named."""
-        return self.b.bind(load(buffer, vector(at, lanes)), buffer.name.split("_")[0])
-
-    def finish(self, rule: str) -> PrimFunc:
-        """The function."""
-        return finished(self.b, self.params, rule)
 
 
 class Normaliser:
@@ -84,36 +40,16 @@ class Normaliser:
 
 
 def _wide(value: Expr, lanes: int) -> Expr:
-    return value.astype(WIDE if lanes == 1 else f"{WIDE}x{lanes}")
+    return value.astype(as_vector(WIDE, lanes))
 
 
-def _total(a: Arrays, partial: Var, parts: int, count: int, which: int, c: Expr) -> Expr:
-    at = which * a.channels + c
-    total = load(partial, at)
-    for part in range(1, parts):
-        total = total + load(partial, at + part * count * a.channels)
-    return total
-
-
-def batch_norm_stats(
-    shape: Shape,
-    dtype: str,
-    isa: Isa,
-    units: int,
-    epsilon: float,
-    momentum: float,
-    repeats: int = 1,
-) -> PrimFunc:
+def batch_norm_stats(a: Arrays, epsilon: float, momentum: float, repeats: int = 1) -> PrimFunc:
     """The function (x, running_mean, running_var, new_mean, new_var, mean, rstd).
 
     Args:
-        shape: of x, channels last.
-        dtype: of all arguments.
-        isa: vector width.
-        units: parts of the pixels that run in parallel.
+        a: arrays of x's shape.
         epsilon, momentum, repeats: of the batch norm.
     """
-    a = Arrays(shape, dtype, isa)
     b, n = a.b, a.pixels
     x = a.image("x")
     old_mean, old_var = a.channel("running_mean"), a.channel("running_var")
@@ -124,10 +60,10 @@ def batch_norm_stats(
         d = b.bind(_wide(load(x, vector(at, lanes)), lanes) - shift, "d")
         return [d, d * d]
 
-    partial, parts = channel_sums(b, n, a.channels, units, a.wide_lanes, terms, 2)
-    with b.loop(a.channels, "c") as c:
-        moved = b.bind(_total(a, partial, parts, 2, 0, c) / splat(float(n), WIDE, 1), "moved")
-        squares = _total(a, partial, parts, 2, 1, c) - moved * moved * splat(float(n), WIDE, 1)
+    sums = a.channel_sums(terms, 2)
+    with a.each_channel(sums) as c:
+        moved = b.bind(sums.total(0, c) / splat(float(n), WIDE, 1), "moved")
+        squares = sums.total(1, c) - moved * moved * splat(float(n), WIDE, 1)
         # not max(…, 0), which would turn the NaN of an overflow into 0
         zero = splat(0.0, WIDE, 1)
         squares = b.bind(tirx.Select(squares < zero, zero, squares), "squares")
@@ -142,13 +78,12 @@ def batch_norm_stats(
             splat(1.0, WIDE, 1) / tirx.sqrt(var + splat(epsilon, WIDE, 1)),
         ]
         for out, value in zip(outs, values):
-            b.store(out, value.astype(dtype), c)
+            b.store(out, value.astype(a.dtype), c)
     return a.finish("batch_norm_stats")
 
 
-def batch_norm_apply(shape: Shape, dtype: str, isa: Isa, residual: bool) -> PrimFunc:
+def batch_norm_apply(a: Arrays, residual: bool) -> PrimFunc:
     """The function (x, gamma, beta, mean, rstd[, residual], y)."""
-    a = Arrays(shape, dtype, isa)
     x, norm = a.image("x"), Normaliser(a)
     side = a.image("side") if residual else None
     y = a.image("y")
@@ -159,13 +94,12 @@ def batch_norm_apply(shape: Shape, dtype: str, isa: Isa, residual: bool) -> Prim
             value = value + load(side, vector(at, lanes))
         a.b.store(y, value, vector(at, lanes))
 
-    stream(a.b, a.pixels, a.channels, a.lanes, element)
+    a.stream(element)
     return a.finish("batch_norm_apply")
 
 
-def batch_norm_sums(shape: Shape, dtype: str, isa: Isa, units: int) -> PrimFunc:
+def batch_norm_sums(a: Arrays) -> PrimFunc:
     """The function (x, mean, rstd, dy, dgamma, dbeta)."""
-    a = Arrays(shape, dtype, isa)
     b = a.b
     x, mean, rstd, dy = a.image("x"), a.channel("mean"), a.channel("rstd"), a.image("dy")
     dgamma, dbeta = a.channel("dgamma"), a.channel("dbeta")
@@ -175,11 +109,11 @@ def batch_norm_sums(shape: Shape, dtype: str, isa: Isa, units: int) -> PrimFunc:
         g = b.bind(_wide(load(dy, vector(at, lanes)), lanes), "g")
         return [g * (_wide(load(x, vector(at, lanes)), lanes) - centre), g]
 
-    partial, parts = channel_sums(b, a.pixels, a.channels, units, a.wide_lanes, terms, 2)
-    with b.loop(a.channels, "c") as c:
-        to_gamma = _total(a, partial, parts, 2, 0, c) * load(rstd, c).astype(WIDE)
-        b.store(dgamma, to_gamma.astype(dtype), c)
-        b.store(dbeta, _total(a, partial, parts, 2, 1, c).astype(dtype), c)
+    sums = a.channel_sums(terms, 2)
+    with a.each_channel(sums) as c:
+        to_gamma = sums.total(0, c) * load(rstd, c).astype(WIDE)
+        b.store(dgamma, to_gamma.astype(a.dtype), c)
+        b.store(dbeta, sums.total(1, c).astype(a.dtype), c)
     return a.finish("batch_norm_sums")
 
 
@@ -204,13 +138,12 @@ class InputGrad:
         return g * r * (load(self.dy, vector(at, lanes)) - to_b * per - hat * (to_g * per))
 
 
-def batch_norm_dx(shape: Shape, dtype: str, isa: Isa) -> PrimFunc:
+def batch_norm_dx(a: Arrays) -> PrimFunc:
     """The function (x, gamma, mean, rstd, dy, dgamma, dbeta, dx)."""
-    a = Arrays(shape, dtype, isa)
     grad, dx = InputGrad(a), a.image("dx")
 
     def element(at: Expr, c: Expr, lanes: int) -> None:
         a.b.store(dx, grad(at, c, lanes), vector(at, lanes))
 
-    stream(a.b, a.pixels, a.channels, a.lanes, element)
+    a.stream(element)
     return a.finish("batch_norm_dx")

@@ -12,17 +12,15 @@ from tvm.ir import Expr
 from tvm.tirx import PrimFunc
 
 from ttsnn.ops.legalize_lif import NeuronEquations
-from ttsnn.passes.cpu.isa import Isa
-from ttsnn.passes.cpu.kernels.batch_norm import WIDE, Normaliser, Shape
-from ttsnn.passes.cpu.kernels.lif_train import NeuronArrays, TrainedNeuron
-from ttsnn.passes.cpu.kernels.stream import StreamSums, stream
 from ttsnn.passes.tir.body import load, splat, vector
-from ttsnn.passes.tir.finished import finished
+from ttsnn.passes.training_kernels.arrays import WIDE, Arrays
+from ttsnn.passes.training_kernels.batch_norm import Normaliser
+from ttsnn.passes.training_kernels.lif_forward import TrainedNeuron
 
 __all__ = ["lif_train_backward"]
 
 
-def lif_train_backward(neuron: TrainedNeuron, shape: Shape, dtype: str, isa: Isa) -> PrimFunc:
+def lif_train_backward(neuron: TrainedNeuron, a: Arrays) -> PrimFunc:
     """The function of the neuron's gradient.
 
     Its arguments are (x[, gamma, beta, mean, rstd][, v0], dspikes[, dv_last][, side]
@@ -33,12 +31,9 @@ def lif_train_backward(neuron: TrainedNeuron, shape: Shape, dtype: str, isa: Isa
 
     Args:
         neuron: what to compute.
-        shape: of x [1, T · N, H, W, C].
-        dtype: of all arguments.
-        isa: vector width.
+        a: arrays of x's shape [1, T · N, H, W, C].
     """
-    a = NeuronArrays(shape, neuron, dtype, isa)
-    b, attrs = a.b, neuron.attrs
+    b, attrs, dtype = a.b, neuron.attrs, a.dtype
     x = a.image("x")
     norm = Normaliser(a) if neuron.norm else None
     v0 = a.state("v0") if neuron.v0 else None
@@ -54,9 +49,7 @@ def lif_train_backward(neuron: TrainedNeuron, shape: Shape, dtype: str, isa: Isa
     dx = a.image("dx")
     dv0 = a.state("dv0") if neuron.dv0 else None
     grads = [a.channel(name) for name in ("dgamma", "dbeta")] if neuron.sums else []
-    sums = None
-    if neuron.sums:
-        sums = StreamSums(b, a.pixels, a.channels, a.wide_lanes, 2)
+    sums = a.sums(2) if neuron.sums else None
     timing = attrs.reset_timing
 
     def element(at: Expr, c: Expr, lanes: int) -> None:
@@ -125,10 +118,10 @@ def lif_train_backward(neuron: TrainedNeuron, shape: Shape, dtype: str, isa: Isa
             for i, total in enumerate(wide):
                 sums.add(i, c, lanes, total.get())
 
-    stream(b, a.pixels, a.channels, a.lanes, element, sums)
+    a.stream(element, sums)
     if sums is not None:
-        with b.loop(a.channels, "c") as c:
+        with a.each_channel(sums) as c:
             to_gamma = sums.total(0, c) * load(rstd, c).astype(WIDE)
             b.store(grads[0], to_gamma.astype(dtype), c)
             b.store(grads[1], sums.total(1, c).astype(dtype), c)
-    return finished(b, a.params, "lif_backward")
+    return a.finish("lif_backward")
