@@ -19,7 +19,7 @@ from ttsnn.passes.cpu.kernels.register_tile import pick
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import width_of
-from ttsnn.passes.cuda.kernels.conv_sums import MMA, Mma, Place
+from ttsnn.passes.cuda.kernels.conv_sums import MMA, Place
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
 from ttsnn.passes.layers.config import Stage
 from ttsnn.passes.tir.body import as_vector, i64, load, splat, vector
@@ -166,9 +166,10 @@ class _Kernel:
                 value = load(place.sums, place.sum(b.at(0), i, j))
                 b.store(out, value, base + ci * s.out_channels + co)
 
-    def _place(self, thread: Expr, ci0: Expr, co0: Expr) -> Mma | _Outer:
+    def _place(self, thread: Expr, ci0: Expr, co0: Expr) -> Place:
         """The thread's part of the tile, input channels counting as pixels; its sums are zero."""
-        b, kind = self.b, _Outer if self.mma is None else MMA[self.precision]
+        b = self.b
+        kind: type[Place] = _Outer if self.mma is None else MMA[self.precision]
         tile = self.mma or ConvTile(1, self.rows, self.columns, DEPTH, TILE, TILE)
         place = kind(b, tile, thread, ci0, co0, self.dtype, self.lanes, 1)
         with b.loop(tile.rows * tile.columns, "i", "unrolled") as i:
