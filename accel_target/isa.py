@@ -79,6 +79,7 @@ class Flag(IntFlag):
     BINARY = 0x200  # src0 holds spikes: accumulate the weights of those that are 1
     TRANSPOSE = 0x400  # GEMM towards the input: taps turned round, weight transposed
     HALF = 0x800  # the result times ½
+    LOCKSTEP = 0x1000  # GEMM, WGRAD: all four clusters as one array
     STATE = 0x2000  # LIF: src1 is the membrane before the first frame; dst1 the last one
 
 

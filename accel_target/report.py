@@ -10,7 +10,7 @@ import numpy as np
 
 from ttsnn.accel_target.arch import Architecture
 from ttsnn.accel_target.energy import EnergyReport, energy
-from ttsnn.accel_target.events import EVENTS, SimulationResult, Tag, event_index
+from ttsnn.accel_target.events import EVENTS, PHASES, SimulationResult, Tag, event_index
 from ttsnn.accel_target.tech import Technology
 
 __all__ = ["least_cycles", "simulation_report"]
@@ -57,7 +57,10 @@ def simulation_report(
         "density": dict(result.density),
         "phases": [
             row | {"cycles": result.phase_cycles.get(row["phase"], 0)}
-            for row in _rows(result, paid, "phase", lambda t: t.phase)
+            for row in sorted(
+                _rows(result, paid, "phase", lambda t: t.phase),
+                key=lambda row: PHASES.index(row["phase"]),
+            )
         ],
         "layers": _rows(result, paid, "layer", lambda t: t.layer),
         "roles": _rows(result, paid, "role", lambda t: f"{t.phase} {t.role}"),

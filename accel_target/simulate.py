@@ -24,6 +24,7 @@ def simulate(
     *,
     values: Mapping[str, np.ndarray] | None = None,
     firing_rate: float = 0.1,
+    operand_rate: float = 1.0,
     dtype: str = "float32",
 ) -> SimulationResult:
     """Simulate a program.
@@ -32,8 +33,9 @@ def simulate(
         program: generated for ``arch``.
         arch: the machine.
         values: inputs and parameters by name; without them only time and events are simulated.
-        firing_rate: share of spikes that are 1, where there are no values; other operands are
-            then taken not to be zero.
+        firing_rate: share of spikes that are 1, where there are no values.
+        operand_rate: share of the other first operands of products that are not zero, where
+            there are no values. 1 is the truth but for pixels; less is an assumption.
         dtype: of the values, where the architecture computes in floating point.
 
     Raises:
@@ -58,7 +60,7 @@ def simulate(
         active = np.maximum(run.active, 0) * c.depth
         density = np.divide(run.active, pairs, out=np.ones(len(program)), where=pairs > 0)
     else:
-        density = np.where(c.binary, firing_rate, 1.0)
+        density = np.where(c.binary, firing_rate, operand_rate)
         active = np.round(c.macs * density).astype(np.int64)
     if any(k.skip_zeros for k in arch.clusters):
         c = costs(program, arch, density)

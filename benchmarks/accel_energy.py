@@ -1,14 +1,15 @@
 """Where the accelerator's energy and time go: modes, architectures, each compiler idea by itself.
 
-For every network, phase, mode (dense, stt, ptt) and architecture: everything switched on, each
+For every network, phase, mode (dense, stt, ptt; htt) and architecture: everything switched on, each
 idea switched off by itself, none. Only time and events are simulated (no values): spikes are 1 as
 often as ``--firing-rate`` says, no other number is zero. Writes ``NAME.json``, ``NAME.md`` (the
 tables that ``docs/accelerator.md`` quotes) and ``NAME.png``.
 
-    python benchmarks/accel_energy.py --modes ptt --out benchmarks/results
-    python benchmarks/accel_energy.py --networks ms_resnet34 --modes stt ptt \\
-        --techs sata16 sata28 --ideas all 'without fusion' \\
+    python benchmarks/accel_energy.py --networks ms_resnet34 --modes ptt --techs sata16 sata28 \\
         --name accel_energy_resnet34 --out benchmarks/results
+    python benchmarks/accel_energy.py --networks ms_resnet34 --modes stt ptt htt \\
+        --phases training --techs sata16 sata28 --ideas all 'without fusion'
+    python benchmarks/accel_energy.py --modes dense stt --phases inference --archs sata --ideas all
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ttsnn.runtime.simulation import attribution, prepare
 from ttsnn.sources import ModelOptions, resolve
 
 DATASETS = {"ms_resnet18": "cifar10", "ms_resnet34": "ncaltech101"}
-MODES = ("dense", "stt", "ptt")
+MODES = ("dense", "stt", "ptt", "htt")
 KEPT = ("cycles", "energy_nj", "macs", "executed", "dram_bytes", "utilization", "instructions")
 
 
@@ -43,6 +44,7 @@ def simulate_all(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     init="fresh",
                     timing_only=True,
                     firing_rate=args.firing_rate,
+                    operand_rate=args.operand_rate,
                 )
                 for arch in args.archs:
                     techs = [load_technology(t) for t in args.techs]
@@ -108,11 +110,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["ms_resnet18"])
     parser.add_argument("--phases", nargs="+", default=["inference", "training"])
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--modes", nargs="+", default=["dense", "stt", "ptt"], choices=MODES)
     parser.add_argument("--archs", nargs="+", default=["sata", "ttsnn4"])
     parser.add_argument("--techs", nargs="+", default=["sata16"])
     parser.add_argument("--ideas", nargs="+", help='"all", "none", "without fusion" … (every one)')
     parser.add_argument("--firing-rate", type=float, default=0.1)
+    parser.add_argument(
+        "--operand-rate", type=float, default=1.0, help="share of other operands that are not zero"
+    )
     parser.add_argument("--out", type=Path, help="folder for the files")
     parser.add_argument("--name", default="accel_energy", help="of the files")
     args = parser.parse_args()
@@ -121,7 +126,13 @@ def main() -> None:
     print(text)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        data = {"firing_rate": args.firing_rate, "plan": "paper", "batch": 1, "runs": rows}
+        data = {
+            "firing_rate": args.firing_rate,
+            "operand_rate": args.operand_rate,
+            "plan": "paper",
+            "batch": 1,
+            "runs": rows,
+        }
         (args.out / f"{args.name}.json").write_text(json.dumps(data, indent=1) + "\n")
         (args.out / f"{args.name}.md").write_text(text)
         plot(rows, args.out / f"{args.name}.png")

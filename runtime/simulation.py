@@ -27,7 +27,17 @@ from ttsnn.sources import ModelSource
 __all__ = ["IDEAS", "PHASES", "Run", "Workload", "attribution", "options_without", "prepare"]
 
 PHASES = ("inference", "training")
-IDEAS = ("fusion", "merge_cross", "recompute", "pack_spikes", "neurons", "clusters", "gating")
+IDEAS = (
+    "fusion",
+    "merge_cross",
+    "recompute",
+    "pack_spikes",
+    "neurons",
+    "norms",
+    "clusters",
+    "lockstep",
+    "gating",
+)
 """What the compiler and the machine do for energy and time; each can be switched off."""
 
 
@@ -54,12 +64,14 @@ class Workload:
         mod: its program, or one training step.
         values: inputs and parameters by name; None: time and events alone.
         firing_rate: share of spikes that are 1, where there are no values.
+        operand_rate: share of other operands that are not zero, where there are no values.
     """
 
     name: str
     mod: tvm.IRModule
     values: Mapping[str, np.ndarray] | None
     firing_rate: float
+    operand_rate: float = 1.0
 
     def run(self, arch: Architecture, options: Options | None = None) -> Run:
         """Generate instructions and simulate them.
@@ -68,7 +80,13 @@ class Workload:
             TargetError: the architecture cannot run the network.
         """
         program = compile_program(self.mod, arch, options)
-        result = simulate(program, arch, values=self.values, firing_rate=self.firing_rate)
+        result = simulate(
+            program,
+            arch,
+            values=self.values,
+            firing_rate=self.firing_rate,
+            operand_rate=self.operand_rate,
+        )
         return Run(program, result, arch)
 
 
@@ -83,6 +101,7 @@ def prepare(
     batch: int = 1,
     timing_only: bool = False,
     firing_rate: float = 0.1,
+    operand_rate: float = 1.0,
 ) -> Workload:
     """A network as a workload.
 
@@ -99,8 +118,9 @@ def prepare(
     """
     if phase not in PHASES:
         raise DataError(f"unknown phase {phase!r}: use {' or '.join(PHASES)}")
-    if not 0 <= firing_rate <= 1:
-        raise DataError(f"a firing rate lies between 0 and 1, got {firing_rate}")
+    for what, rate in (("a firing rate", firing_rate), ("an operand rate", operand_rate)):
+        if not 0 <= rate <= 1:
+            raise DataError(f"{what} lies between 0 and 1, got {rate}")
     mod = import_source(source, batch=batch)
     if plan is not None:
         mod = decompose(mod, make_plan(mod, plan, mode), init=init, seed=seed)
@@ -111,7 +131,7 @@ def prepare(
         # the code generator knows no sums over timesteps, which a hoisted stem's gradient has
         mod = build_train_step(mod, CrossEntropy(), SGD(momentum=0.9), hoist=False)
     values = None if timing_only else _values(mod, seed)
-    return Workload(source.name, mod, values, firing_rate)
+    return Workload(source.name, mod, values, firing_rate, operand_rate)
 
 
 def _values(mod: tvm.IRModule, seed: int) -> dict[str, np.ndarray]:
@@ -187,6 +207,8 @@ def attribution(
     for name, (options, gating) in runs.items():
         if names is not None and name not in names:
             continue
+        if len(arch.clusters) == 1:  # where these change nothing
+            options = replace(options, clusters=True, lockstep=True)
         if options not in done:
             try:
                 done[options] = workload.run(arch, options)

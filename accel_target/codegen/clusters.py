@@ -1,4 +1,5 @@
-"""Convolutions of a nest on several clusters, with transfers between them: :func:`spread`.
+"""Convolutions of a nest on several clusters, with transfers between them: :func:`spread`; or on
+all clusters at once: :func:`join_clusters`.
 
 A cluster's results lie in its own buffers; its first operand (of a weight gradient, both) may come
 through a link from another cluster's.
@@ -22,7 +23,7 @@ from ttsnn.accel_target.codegen.builder import Builder
 from ttsnn.accel_target.codegen.nest import Nest, Step, Value
 from ttsnn.accel_target.isa import Flag, Format, Level, Op, UnitKind
 
-__all__ = ["spread"]
+__all__ = ["join_clusters", "spread"]
 
 
 def spread(nest: Nest, b: Builder, taste: float) -> Nest:
@@ -43,6 +44,22 @@ def spread(nest: Nest, b: Builder, taste: float) -> Nest:
     _place_values(nest, compute, where, arch)
     _place_params(nest, compute, arch)
     nest.steps = _links(nest, b)
+    return nest
+
+
+def join_clusters(nest: Nest, arch: Architecture) -> Nest:
+    """The nest with its convolutions in lockstep on all clusters, and everything anywhere."""
+    for s in nest.steps:
+        if s.op == Op.GEMM:
+            for t in s.terms:
+                t.flags |= Flag.LOCKSTEP
+        elif s.op == Op.WGRAD:
+            s.flags |= Flag.LOCKSTEP
+    anywhere = tuple(range(1, len(arch.clusters)))
+    for v in nest.values():
+        v.reach = anywhere
+    for p in nest.params():
+        p.reach = anywhere
     return nest
 
 

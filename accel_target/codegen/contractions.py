@@ -113,6 +113,7 @@ class TTImport:
         raise NotImplementedError
 
     layer: str
+    inference: bool
     window: tuple[int, int] | None = None
     parts: dict[Tensor, list[tuple[int, int]]]
     convs: dict[Tensor, tuple]
@@ -159,7 +160,12 @@ class TTImport:
                 )
             part = x.part(start, steps)
             self.window = start, steps
-            self.chain += 1
+            whole = self.inference and self.variant().whole
+            if not whole or not start:
+                self.chain += 1
+            if whole:  # the neuron behind it, which needs all timesteps, is in its nest
+                self.graph.gradients[self.chain] = y
+                self.graph.whole.add(self.chain)
             inner = self._forward(part, links, weights, y.part(start, steps))
             self._saved[key, start] = inner
         assert y is not None
@@ -238,18 +244,31 @@ class TTImport:
         return y
 
     def tt_backward(
-        self, x: Image, cores: list[Tensor], dy: Image, attrs: TTConvAttrs, key: relax.Expr
+        self,
+        x: Image,
+        cores: list[Tensor],
+        dy: Image,
+        attrs: TTConvAttrs,
+        key: relax.Expr,
+        last: Tensor | None = None,
     ) -> tuple:
-        """Nodes of ``tt.conv2d_backward``; returns (dx, dg1, dg2, dg3, dg4)."""
+        """Nodes of ``tt.conv2d_backward``; returns (dx, dg1, dg2, dg3, dg4).
+
+        ``last``: gradient of the last core; ``dy`` is then that of its operand, and the chain
+        that is being emitted makes it.
+        """
         dx = self.image(f"{self.layer}.dx", x, x.shape, Format.GRADIENT)
         grads = [self.temp(f"{c.name}.grad", c.shape, Format.GRADIENT) for c in cores]
         written: set[int] = set()
+        if last is not None:
+            grads[3] = last
+            written.add(3)
         for start, steps, kind in self._parts(x, attrs):
-            links = self._chain(attrs, cores, x, kind)
+            links = self._chain(attrs, cores, x, kind)[: -1 if last is not None else None]
             weights = [self._weights(link, cores) for link in links]
             self.window = start, steps
             inputs = self._again.get((key, start))
-            if inputs is None and (not self.variant().whole or not start):
+            if inputs is None and last is None and (not self.variant().whole or not start):
                 self.chain += 1
             self.graph.gradients.setdefault(
                 self.chain, dy if self.variant().whole else dy.part(start, steps)

@@ -84,13 +84,20 @@ class _Emitter:
             (0, count if axis == "c" else c),
         )
 
-    def dram(self, ref: Ref, v: Value, rows: _Box, channels: _Box | None = None) -> int:
+    def dram(
+        self,
+        ref: Ref,
+        v: Value,
+        rows: _Box,
+        channels: _Box | None = None,
+        part: _Box | None = None,
+    ) -> int:
         n = self.nest.N
-        count = self.plan.places[v].size[0]
+        first, count = part or (0, self.plan.places[v].size[0])
         if ref.repeat:
             frames = (self.image, count, 0)
         else:
-            frames = ((ref.step + self.time) * n + self.image, count, n)
+            frames = ((ref.step + self.time + first) * n + self.image, count, n)
         return self.b.dram(
             ref.tensor,
             frames,
@@ -133,14 +140,16 @@ class _Emitter:
             src0=self.dram(ref, v, rows, c),
         )
 
-    def store(self, v: Value, rows: _Box, tag: int, c: _Box | None = None) -> None:
+    def store(self, v: Value, rows: _Box, s: Step, c: _Box | None = None) -> None:
+        """Write what a step has made of a value."""
         if v.store is not None:
+            part = s.frames if s.frames and not v.frames else None
             self.b.emit(
                 Op.STORE,
                 UnitKind.STORE,
-                tag,
-                dst=self.dram(v.store, v, rows, c),
-                src0=self.value(v, rows, c),
+                s.tag,
+                dst=self.dram(v.store, v, rows, c, part),
+                src0=self.value(v, rows, c, part),
             )
 
     def prepare(self, s: Step) -> None:
@@ -201,7 +210,7 @@ class _Emitter:
         else:
             self.point(s, rows, None)
         for v in s.outs:
-            self.store(v, rows, s.tag)
+            self.store(v, rows, s)
 
     def group(self, steps: list[Step], rows: _Box) -> None:
         """Block of channels by block of channels."""
@@ -243,7 +252,7 @@ class _Emitter:
                     self.point(s, rows, c)
                 for v in s.outs:
                     if v.grouped or c[0] + c[1] == total:
-                        self.store(v, rows, s.tag, c if v.grouped else None)
+                        self.store(v, rows, s, c if v.grouped else None)
 
     def gemm(self, s: Step, rows: _Box, out: _Box | None, inner: _Box | None) -> None:
         """One block of output channels (``out``) or of input channels (``inner``)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 from ttsnn.accel_target.codegen.graph import (
     Conv,
@@ -93,7 +94,11 @@ def partition(graph: Graph) -> list[Group]:
             default=-1,
         )
 
-    for n in graph.nodes:
+    sources: dict[Tensor, Node] = {}
+    for n in _numbers_first(graph.nodes):
+        if _source(n, made, readers):
+            sources[n.writes()[0].tensor] = n  # with what reads it
+            continue
         images = latest(n.reads())
         own = home.get(n.chain, -1) if isinstance(n, WGrad) else -1  # it adds to its own sums
         params = max(
@@ -106,8 +111,10 @@ def partition(graph: Graph) -> list[Group]:
         )
         at: int | None = None
         steps, count = ((0, 1), 1) if isinstance(n, Small) else _range(n, graph)
-        if isinstance(n, Conv | WGrad) and n.chain >= 0:
+        if n.chain >= 0 and not isinstance(n, Small | Sum):
             at = home.get(n.chain)
+            if at is None and n.chain in graph.joined:
+                at = _continued(images, groups, steps, count, graph)
             if at is None:
                 at = _prologue(n, graph, groups, made, readers)
             if at is not None and (params >= at or groups[at].steps != steps):
@@ -126,6 +133,11 @@ def partition(graph: Graph) -> list[Group]:
         if at is None:
             groups.append(Group([], steps, count))
             at = len(groups) - 1
+        for i in n.reads():
+            source = sources.pop(i.tensor, None)
+            if source is not None:
+                groups[at].nodes.append(source)
+                made[i.tensor] = at
         groups[at].nodes.append(n)
         if n.chain >= 0 and not isinstance(n, Small):
             home.setdefault(n.chain, at)
@@ -136,6 +148,55 @@ def partition(graph: Graph) -> list[Group]:
         for t in [i.tensor for i in n.writes()] + list(n.makes()):
             made[t] = max(made.get(t, -1), at)
     return groups
+
+
+def _numbers_first(nodes: list[Node]) -> list[Node]:
+    """Nodes that compute single numbers from inputs, a learning rate's, then the others."""
+    known: set[Tensor] = set()
+    first = []
+    for n in nodes:
+        given = [*(i.tensor for i in n.reads()), *(r.tensor for r in n.params())]
+        out = [*(i.tensor for i in n.writes()), *n.makes()]
+        if (
+            isinstance(n, Map | Small)
+            and all(t.role == "input" or t in known for t in given)
+            and all(prod(t.shape) == 1 for t in out)
+        ):
+            known.update(out)
+            first.append(n)
+    rest = set(map(id, first))
+    return first + [n for n in nodes if id(n) not in rest]
+
+
+def _source(n: Node, made: dict[Tensor, int], readers: dict[Tensor, list[Node]]) -> bool:
+    """Whether a pointwise node reads nothing but inputs, and one other of its size reads it."""
+    if not isinstance(n, Map) or n.chain >= 0 or n.time or not _plain(n) or len(n.outs) != 1:
+        return False
+    (out,) = n.outs
+    users = readers.get(out.tensor, [])
+    given = [*(i.tensor for i in n.ins), *(r.tensor for r in n.params())]
+    return (
+        len(users) == 1
+        and isinstance(users[0], Map)
+        and _plain(users[0])
+        and not users[0].time
+        and out.tensor.role == "temp"
+        and all(t.role == "input" and t not in made for t in given)
+        and users[0].reads()[0].shape == out.shape
+        and all(i.steps == out.steps for i in [*n.ins, *users[0].ins])
+    )
+
+
+def _continued(
+    images: int, groups: list[Group], steps: tuple[int, int], count: int, graph: Graph
+) -> int | None:
+    """The group that makes a chain's operand, where it has all timesteps of whole chains."""
+    if images < 0:
+        return None
+    g = groups[images]
+    whole = any(m.chain in graph.whole for m in g.nodes)
+    same = g.steps == steps and g.images == count and all(map(_plain, g.nodes))
+    return images if whole and same else None
 
 
 def _joins(n: Node, g: Group, steps: tuple[int, int], count: int) -> bool:
@@ -165,7 +226,7 @@ def _follows(n: Map, g: Group, whole: bool) -> bool:
 
 
 def _prologue(
-    n: Conv | WGrad,
+    n: Node,
     graph: Graph,
     groups: list[Group],
     made: dict[Tensor, int],

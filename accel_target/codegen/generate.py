@@ -6,12 +6,11 @@ import tvm
 
 from ttsnn.accel_target.arch import Architecture
 from ttsnn.accel_target.codegen.builder import Builder
-from ttsnn.accel_target.codegen.choose import choose_variants
+from ttsnn.accel_target.codegen.choose import choose
 from ttsnn.accel_target.codegen.emit import emit_nest
-from ttsnn.accel_target.codegen.fuse import partition
+from ttsnn.accel_target.codegen.fuse import Group
 from ttsnn.accel_target.codegen.graph import Box, Graph, Small
 from ttsnn.accel_target.codegen.hazards import BLOCK, assign_tokens
-from ttsnn.accel_target.codegen.importer import import_graph
 from ttsnn.accel_target.codegen.lower import _UNITS, Lowering
 from ttsnn.accel_target.codegen.options import Options
 from ttsnn.accel_target.codegen.tiling import Space
@@ -36,14 +35,13 @@ def compile_program(
         TargetError: an operator that the accelerator does not have, or a layer that does not fit.
     """
     options = options or Options()
-    variants = choose_variants(mod, arch, options)
-    return generate(import_graph(mod, options, variants), arch, options)
+    chosen = choose(mod, arch, options)
+    return generate(chosen.graph, chosen.groups, arch, options)
 
 
-def generate(graph: Graph, arch: Architecture, options: Options) -> Program:
-    """Instructions of a graph."""
+def generate(graph: Graph, groups: list[Group], arch: Architecture, options: Options) -> Program:
+    """Instructions of a graph's groups."""
     b = Builder(arch)
-    groups = partition(graph)
     lowering = Lowering(graph, groups, b, options)
     down = False
     for k, g in enumerate(groups):

@@ -123,6 +123,7 @@ class Weight:
     shape: tuple[int, int, int]
     rows: tuple[Rows, ...]
     name: str
+    format: Format = Format.WEIGHT
 
 
 @dataclass(eq=False)
@@ -250,6 +251,7 @@ class Graph:
     Attributes:
         gradients: chain → gradient of the output that its backward begins with.
         whole: chains whose nest has all timesteps at once.
+        joined: those of them that go on in the nest that makes their operand.
     """
 
     T: int
@@ -259,3 +261,4 @@ class Graph:
     outputs: list[Image] = field(default_factory=list)
     gradients: dict[int, Image] = field(default_factory=dict)
     whole: set[int] = field(default_factory=set)
+    joined: set[int] = field(default_factory=set)

@@ -12,7 +12,6 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
-from ttsnn.accel_target.codegen.contractions import TTImport
 from ttsnn.accel_target.codegen.graph import (
     Box,
     Conv,
@@ -22,11 +21,12 @@ from ttsnn.accel_target.codegen.graph import (
     Node,
     Rows,
     Small,
-    Sum,
     Tensor,
     Weight,
     WGrad,
 )
+from ttsnn.accel_target.codegen.normed import normed_calls
+from ttsnn.accel_target.codegen.norms import NormImport, pays
 from ttsnn.accel_target.codegen.options import Options, Variant
 from ttsnn.accel_target.events import Tag
 from ttsnn.accel_target.isa import Flag, Format, Op, Pool, Reduce, Vec
@@ -79,7 +79,7 @@ def import_graph(
     return _Importer(mod, options, variants).run()
 
 
-class _Importer(TTImport):
+class _Importer(NormImport):
     def __init__(
         self,
         mod: tvm.IRModule,
@@ -98,8 +98,10 @@ class _Importer(TTImport):
         self.layer_of: dict[Any, str] = {}
         self.slopes: dict[relax.Expr, tuple[Image, Image]] = {}
         self.convs: dict[Tensor, tuple] = {}
+        self.normed, self.normed_calls = {}, normed_calls(self.relax)
         self.parts: dict[Tensor, list[tuple[int, int]]] = {}
         self.names: set[str] = set()
+        self.inference = MANIFEST not in (mod.attrs or {})
         self.new_weights: set[int] = set()
 
     # -- arguments and results --
@@ -422,67 +424,6 @@ class _Importer(TTImport):
         )
         return dx, None
 
-    def _snn_batch_norm_train(self, call: relax.Call) -> Any:
-        x, gamma, beta, mean, var = map(self.get, call.args)
-        self.layer = self.layer_of.get(gamma, self.layer)
-        c, n = x.shape[2], x.steps * self.N * x.shape[0] * x.shape[1]
-        sums = self.temp(f"{self.layer}.sums", (1, 2, 1, c), Format.STATISTIC)
-        # where timesteps are computed apart, so are their sums: beside the computation
-        for start, steps in self.parts.get(x.tensor, [(0, x.steps)]):
-            for row, kind in enumerate((Reduce.SUM, Reduce.SUM_SQUARES)):
-                part = x.part(start, steps)
-                self.emit(Sum(self.tag("bn"), Op.RED, [part], sums, row, int(kind), more=start > 0))
-        stat = self.temp(f"{self.layer}.stat", (1, 2, 1, c), Format.STATISTIC)
-        epsilon, momentum = float(call.attrs["epsilon"]), float(call.attrs["momentum"])
-        self.emit(
-            Small(self.tag("bn"), Op.BN_STAT, Box(stat), [(Box(sums),)], scalars=(n, epsilon))
-        )
-        new = []
-        for which, old in enumerate((mean, var)):
-            t = self.temp(f"{old.name}.new", old.shape, old.format)
-            self.emit(
-                Small(
-                    self.tag("bn"),
-                    Op.BN_RUN,
-                    Box(t),
-                    [(Box(sums),), (Box(old),)],
-                    scalars=(n, momentum),
-                    flags=which,
-                )
-            )
-            new.append(t)
-        y = self.image(f"{self.layer}.y", x, x.shape, Format.ACTIVATION)
-        rows = (Rows(stat, 0, 2, 0), Rows(gamma, 0, 1, 2), Rows(beta, 0, 1, 3))
-        x = self.output_again(x, None)
-        self.emit(Map(self.tag("bn"), Op.BN_APPLY, [x], [y], rows=rows, width=4))
-        self.layer_of[y.tensor] = self.layer
-        return y, *new, stat, stat
-
-    def _snn_batch_norm_train_backward(self, call: relax.Call) -> Any:
-        x, gamma, stat, _, dy = map(self.get, call.args)
-        self.layer = self.layer_of.get(gamma, self.layer)
-        c, n = x.shape[2], x.steps * self.N * x.shape[0] * x.shape[1]
-        sums = self.temp(f"{self.layer}.dsums", (1, 2, 1, c), Format.STATISTIC)
-        self.emit(Sum(self.tag("bn"), Op.BN_SUMS, [dy, x], sums, rows=(Rows(stat, 0, 2, 0),)))
-        grads = []
-        for row, name in ((1, "weight"), (0, "bias")):
-            t = self.temp(f"{self.layer}.{name}.grad", (1, 1, 1, c), Format.STATISTIC)
-            self.emit(
-                Small(
-                    self.tag("bn"),
-                    Op.VEC,
-                    Box(t),
-                    [(Box(sums, None, (row, 1)),)],
-                    flags=int(Vec.COPY),
-                )
-            )
-            grads.append(t)
-        dx = self.image(f"{self.layer}.dx", x, x.shape, Format.GRADIENT)
-        rows = (Rows(stat, 0, 2, 0), Rows(gamma, 0, 1, 2), Rows(sums, 0, 2, 3))
-        x = self.output_again(x, dx)
-        self.emit(Map(self.tag("bn"), Op.BN_GRAD, [dy, x], [dx], rows=rows, width=5, scalars=(n,)))
-        return dx, *grads
-
     def _nn_max_pool2d(self, call: relax.Call, kind: Pool = Pool.MAX) -> Image:
         x, g = self.get(call.args[0]), self._window(call, call.args[0])
         y = self.image(f"{self.layer}.pool", x, (g[5], g[6], x.shape[2]), x.tensor.format)
@@ -582,7 +523,14 @@ class _Importer(TTImport):
         self.layer = self.layer_of.get(w, self.layer)
         g, shape = self._dense(call, call.args[1], call.args[0])
         y = self.image(f"{self.layer}.conv", x, (g[5], g[6], shape[2]), Format.ACTIVATION)
-        self.emit(Conv(self.tag("conv"), [(x, self._weight(w, shape), g, self._binary(x))], y))
+        chain = -1
+        if self.inference and self.options.fusion and self.options.neurons:
+            # with all timesteps, so that the neuron behind it is in its nest
+            self.chain = chain = self.chain + 1
+            self.graph.gradients[chain] = y
+            self.graph.whole.add(chain)
+        terms = [(x, self._weight(w, shape), g, self._binary(x))]
+        self.emit(Conv(self.tag("conv"), terms, y, chain=chain))
         return y
 
     def _dense(
@@ -691,12 +639,23 @@ class _Importer(TTImport):
     def _tt_conv2d(self, call: relax.Call) -> Image:
         x, *cores = map(self.get, call.args)
         self.layer = self.layer_of.get(cores[0], self.layer)
-        return self.tt_forward(x, cores, tt_conv_attrs_of(call), call.args[0])
+        attrs = tt_conv_attrs_of(call)
+        if (
+            self.variant().norm
+            and (call.args[0], call.args[1]) in self.normed_calls
+            and pays(prod(_shape(call)) // cores[3].shape[3], cores[3].shape[2])
+        ):
+            return self.to_last_core(x, cores, attrs, call.args[0])
+        return self.tt_forward(x, cores, attrs, call.args[0])
 
     def _tt_conv2d_backward(self, call: relax.Call) -> Any:
         x, *cores, dy = map(self.get, call.args)
         self.layer = self.layer_of.get(cores[0], self.layer)
-        return self.tt_backward(x, cores, dy, tt_conv_attrs_of(call), call.args[0])
+        attrs, chain = tt_conv_attrs_of(call), self.normed.get(dy.tensor)
+        if chain is not None:
+            dh = self.gradient_at_last(chain)
+            return self.tt_backward(x, cores, dh, attrs, call.args[0], chain.grad)
+        return self.tt_backward(x, cores, dy, attrs, call.args[0])
 
     # -- elementwise and the loss --
 

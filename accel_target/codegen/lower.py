@@ -7,7 +7,7 @@ import itertools
 import networkx as nx
 
 from ttsnn.accel_target.codegen.builder import Builder
-from ttsnn.accel_target.codegen.clusters import spread
+from ttsnn.accel_target.codegen.clusters import join_clusters, spread
 from ttsnn.accel_target.codegen.fuse import Group
 from ttsnn.accel_target.codegen.graph import (
     Conv,
@@ -24,6 +24,7 @@ from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, 
 from ttsnn.accel_target.codegen.options import Options
 from ttsnn.accel_target.codegen.tiling import plan_nest
 from ttsnn.accel_target.isa import Format, Level, Op, UnitKind
+from ttsnn.accel_target.lockstep import can_lockstep
 from ttsnn.accel_target.program import DramTensor
 from ttsnn.errors import TargetError
 
@@ -56,14 +57,43 @@ class Lowering:
         self._numbers: dict[Tensor, int] = {}
         self._makers: dict[Tensor, set[int]] = {}
         self._users: dict[Tensor, set[int]] = {}
-        for k, g in enumerate(groups):
-            for n in g.nodes:
-                for i in n.writes():
-                    self._makers.setdefault(i.tensor, set()).add(k)
-                for t in [*(i.tensor for i in n.reads()), *(r.tensor for r in n.params())]:
-                    self._users.setdefault(t, set()).add(k)
+        self._groups = 0
+        for g in groups:
+            self._add(g)
         for t in graph.inputs:
             self.number(t)
+
+    def _add(self, g: Group) -> int:
+        """Note what a group makes and uses; its number."""
+        k, self._groups = self._groups, self._groups + 1
+        for n in g.nodes:
+            for i in n.writes():
+                self._makers.setdefault(i.tensor, set()).add(k)
+            for t in [*(i.tensor for i in n.reads()), *(r.tensor for r in n.params())]:
+                self._users.setdefault(t, set()).add(k)
+        return k
+
+    def cut(self, number: int, group: Group, parts: list[Group]) -> list[int]:
+        """Parts instead of a group; their numbers."""
+        self._forget(number, group)
+        return [self._add(p) for p in parts]
+
+    def join(self, number: int, group: Group, parts: list[tuple[int, Group]]) -> None:
+        """A group again, instead of its parts."""
+        for k, p in parts:
+            self._forget(k, p)
+        upto, self._groups = self._groups, number
+        self._add(group)
+        self._groups = upto
+
+    def _forget(self, k: int, group: Group) -> None:
+        for n in group.nodes:
+            for t in {
+                *(i.tensor for i in (*n.writes(), *n.reads())),
+                *(r.tensor for r in n.params()),
+            }:
+                self._makers.get(t, set()).discard(k)
+                self._users.get(t, set()).discard(k)
 
     def number(self, t: Tensor) -> int:
         """Number of a tensor in DRAM."""
@@ -77,6 +107,8 @@ class Lowering:
         """The nest of group number k, on the clusters where it moves the fewest bytes."""
         if not self.options.clusters or len(self.b.arch.clusters) == 1:
             return _Nest(self, k, group).build(None)
+        if self.options.lockstep and can_lockstep(self.b.arch):
+            return join_clusters(_Nest(self, k, group).build(None), self.b.arch)
         best: tuple[float, Nest] | None = None
         for taste in TASTES:
             nest = _Nest(self, k, group).build(taste)
@@ -197,9 +229,7 @@ class _Nest:
             h, w, c = t.shape[1:]
             v = Value(t.name, h, w, c, t.format, grouped=t in self.grouped)
             v.frames = self._window(t)
-            step = min(
-                i.step for n in self.group.nodes for i in [*n.reads(), *n.writes()] if i.tensor is t
-            )
+            step = min(self._first(n, i, v) for n, i in self._uses(t))
             ref = Ref(self.low.number(t) if self._in_dram(t) else -1, step, image.repeat)
             if self.number not in self.low._makers.get(t, ()) or not self._made_here(t):
                 v.load = ref
@@ -209,15 +239,29 @@ class _Nest:
             self.values[t] = v
         return self.values[t]
 
+    def _uses(self, t: Tensor) -> list[tuple[Node, Image]]:
+        """Nodes that read or write a tensor, and which of its timesteps."""
+        return [
+            (n, i) for n in self.group.nodes for i in [*n.reads(), *n.writes()] if i.tensor is t
+        ]
+
+    def _first(self, n: Node, i: Image, v: Value) -> int:
+        """Timestep of an image's tensor at which the nest, or its value's part of it, begins."""
+        if v.frames or i.repeat or not self._short(n):
+            return i.step
+        assert n.window is not None
+        return i.step - n.window[0] + self.group.steps[0]
+
     def _window(self, t: Tensor) -> tuple[int, int] | None:
-        """Timesteps of a tensor that has not all of the nest's."""
-        for n in self.group.nodes:
-            for i in [*n.reads(), *n.writes()]:
-                if i.tensor is not t or i.repeat or n.window is None or not self._short(n):
-                    continue
-                if t.shape[0] == n.window[1] * self.group.images:
-                    return n.window
-        return None
+        """Timesteps of a tensor that has, or from which are read, not all of the nest's."""
+        uses = self._uses(t)
+        for n, i in uses:
+            if i.repeat or n.window is None or not self._short(n):
+                continue
+            if t.shape[0] == n.window[1] * self.group.images:
+                return n.window
+        windows = {n.window if self._short(n) and not i.repeat else None for n, i in uses}
+        return windows.pop() if len(windows) == 1 and not self._made_here(t) else None
 
     def _short(self, n: Node) -> bool:
         """Whether a node works on some of the nest's timesteps."""
@@ -277,7 +321,7 @@ class _Nest:
     def _conv(self, n: Conv, tag: int) -> Step:
         terms = []
         for image, weight, geometry, flags in n.terms:
-            p = self.param(weight.name, weight.shape, Format.WEIGHT, weight.rows, tag)
+            p = self.param(weight.name, weight.shape, weight.format, weight.rows, tag)
             terms.append(Term(self.value(image), p, geometry, flags))
         return Step(
             Op.GEMM,
@@ -294,7 +338,7 @@ class _Nest:
         p = known or Param(
             f"{n.tag.layer}.{n.tag.role}",
             n.shape,
-            Format.GRADIENT,
+            n.rows[0].tensor.format,
             prefer=Level.OUTPUT,
             stores=stores,
             sums=True,

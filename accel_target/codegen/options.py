@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ttsnn.accel_target.isa import Format
@@ -24,6 +24,8 @@ class Variant:
             what follows, rather than read it back.
         whole: the nest of the backward has all timesteps at once and takes in the neuron's
             gradient.
+        norm: the batch norm works on the chain's last intermediate, and chains go on in the nest
+            that makes their operand.
     """
 
     fused: bool
@@ -31,6 +33,7 @@ class Variant:
     whole: bool
     again: bool = False
     output: bool = False
+    norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,11 @@ class Options:
         pack_spikes: a spike is one bit in DRAM and buffers. Off: as wide as an activation.
         neurons: the backward of a chain goes on through the neuron before it, whose gradient then
             never is in DRAM.
+        norms: statistics and gradients of the batch norm behind a chain are computed from the
+            chain's last intermediate; neither its result nor that result's gradient are in DRAM.
         clusters: use all clusters. Off: the first alone.
+        lockstep: four equal clusters work as one array, whose operands are read once and sent
+            through links. Off: each works on a part of the chain.
     """
 
     fusion: bool = True
@@ -54,7 +61,9 @@ class Options:
     recompute: bool = True
     pack_spikes: bool = True
     neurons: bool = True
+    norms: bool = True
     clusters: bool = True
+    lockstep: bool = True
 
     @property
     def spikes(self) -> Format:
@@ -93,6 +102,13 @@ class Options:
         if self.recompute and self.neurons:
             chains.append(Variant(True, False, True))
         return [*twice, *chains, split]
+
+    def cores(self) -> list[Variant]:
+        """Those whose batch norms work on the cores."""
+        if not (self.fusion and self.norms and self.neurons):
+            return []
+        kept = Variant(True, False, True, norm=True)
+        return [replace(kept, recompute=True), kept] if self.recompute else [kept]
 
     def to_json(self) -> dict[str, bool]:
         """Plain dict."""

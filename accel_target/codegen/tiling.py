@@ -19,6 +19,7 @@ __all__ = ["Place", "Plan", "Space", "plan_nest"]
 _COLUMNS = 8  # channels of a block are a multiple of it
 _DEPTH = 8  # strips that keep a chain of clusters busy
 _IDLE = 0.1  # share of the traffic that clusters waiting for each other are worth
+_SRAM = 0.036  # what a byte of SRAM costs, in bytes of DRAM: the most in any technology (sata16)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Plan:
         spare: there is room for the next strip or block beside the current one.
         streams: (step, parameter) → channels of a block, for parameters that do not stay.
         places: value, parameter or (step, parameter) → allocation.
-        traffic: bytes that it moves between DRAM and chip.
+        traffic: bytes that it moves between DRAM and chip, and what sums cost in buffers.
+        again: how many times the streamed parameters are moved.
     """
 
     frames: int
@@ -52,6 +54,7 @@ class Plan:
     streams: dict[tuple[Step, Param], int] = field(default_factory=dict)
     places: dict[object, Place] = field(default_factory=dict)
     traffic: float = 0.0
+    again: int = 1
 
 
 def uses(nest: Nest) -> dict[Param, list[tuple[Step, str]]]:
@@ -182,6 +185,18 @@ class _Planner:
                 )
                 out.append(_Want((s, p), p.cluster, p.prefer, size, _bytes(size, bits), 2))
         return out
+
+    def spilled(self, block: int) -> float:
+        """Bytes of sums that blocks of input channels write to buffers and read again."""
+        total = 0.0
+        for s in self.nest.steps:
+            for t in s.terms:
+                if t.x.grouped and block < t.x.channels:
+                    y = s.outs[0]
+                    count = self.nest.T * self.nest.N * y.height * y.width * y.channels
+                    again = -(-t.x.channels // block) - 1
+                    total += 2 * again * count * self.bits[y.format] / 8
+        return total
 
     def need(self, key: tuple, wants: Callable[[], list[_Want]]) -> tuple[list[_Want], list[int]]:
         """Allocations of a part of a plan, and their bytes on each cluster; remembered."""
@@ -345,6 +360,7 @@ def plan_nest(nest: Nest, arch: Architecture, down: bool) -> Plan:
         plan = _Planner(nest, arch, down).try_plan(frames, strip, block, flow, streams, spare)
         if plan is not None:
             plan.traffic = traffic
+            plan.again = nest.N * (nest.T // frames) * len(flow.strips)
             return plan
     if found is not None and len(found) == 3:
         raise _too_big(nest, arch, found)
@@ -391,13 +407,15 @@ def _best_tile(
         plan = _first_fit(planner, f, strip, flow, blocks)
         if plan is None:
             continue
-        plan.traffic = planner.traffic(plan, count)
+        plan.traffic, plan.again = planner.traffic(plan, count), count
         if not alone:  # clusters work at the same time only where there are strips enough
             idle = max(0.0, 1.0 - count / _DEPTH) + (not plan.spare)
             plan.traffic *= 1.0 + _IDLE * idle
+        spilled = planner.spilled(plan.block)
+        plan.traffic += _SRAM * spilled
         if best is None or plan.traffic < best.traffic:
             best = plan
-        if not plan.streams and (alone or (count >= _DEPTH and plan.spare)):
+        if not plan.streams and not spilled and (alone or (count >= _DEPTH and plan.spare)):
             break  # smaller tiles move nothing less
     return best
 
@@ -405,13 +423,27 @@ def _best_tile(
 def _first_fit(
     planner: _Planner, frames: int, strip: int, flow: Flow, blocks: list[int]
 ) -> Plan | None:
-    """The fewest streamed weights, then room for two tiles, then the largest block."""
+    """The fewest streamed weights, then room for two tiles, then the largest block.
+
+    Where blocks add up sums, the largest block comes before room for two tiles.
+    """
+    if not blocks:
+        return None
+    order = [(spare, block) for spare in (True, False) for block in blocks]
+    if planner.spilled(1):
+        order.sort(key=lambda o: -o[1])
     for streams in range(len(planner.weights) + 1):
-        for spare in (True, False):
-            for block in blocks:
-                plan = planner.try_plan(frames, strip, block, flow, streams, spare)
-                if plan is not None:
-                    return plan
+        fits = {
+            spare
+            for spare in (True, False)
+            if planner.try_plan(frames, strip, blocks[-1], flow, streams, spare) is not None
+        }
+        for spare, block in order if fits else ():
+            if spare not in fits:  # nor does a larger block fit
+                continue
+            plan = planner.try_plan(frames, strip, block, flow, streams, spare)
+            if plan is not None:
+                return plan
     return None
 
 

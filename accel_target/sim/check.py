@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ttsnn.accel_target.arch import Architecture
-from ttsnn.accel_target.isa import DRAM, NONE, Op
+from ttsnn.accel_target.isa import DRAM, NONE, Flag, Op
+from ttsnn.accel_target.lockstep import can_lockstep
 from ttsnn.accel_target.program import Program, format_bits, units_of
 from ttsnn.errors import TargetError
 
@@ -178,10 +179,15 @@ def _check_reach(program: Program, arch: Architecture) -> None:
     joined = {(names.index(x.source), names.index(x.destination)) for x in arch.links}
     others = ~load & ~store
     computes = (t["op"] == Op.GEMM) | (t["op"] == Op.WGRAD)
+    together = computes & ((t["flags"] & Flag.LOCKSTEP) != 0)
+    if together.any():
+        apart = computes & (~together | (cluster != 0))
+        _refuse(together & (not can_lockstep(arch)), "instruction", "needs four equal clusters")
+        _refuse(apart, "instruction", "is for one cluster, while others are in lockstep")
     for n in _OPERANDS:
         _refuse(others & (memory[n] == DRAM), "instruction", f"works on DRAM ({n})")
         home = (memory[n] - 1) // 3
-        away = computes & (memory[n] > 0) & (home != cluster)
+        away = computes & ~together & (memory[n] > 0) & (home != cluster)
         through = (n == "src0") | ((n == "src1") & (t["op"] == Op.WGRAD))
         linked = np.zeros(len(t), bool)
         for a, b in joined:

@@ -19,6 +19,7 @@ import numpy as np
 from ttsnn.accel_target.arch import Architecture
 from ttsnn.accel_target.events import EVENTS, event_index
 from ttsnn.accel_target.isa import DRAM, NONE, Flag, Op, Pool, Reduce, Vec
+from ttsnn.accel_target.lockstep import OPERAND_HOPS, RESULT_HOPS, SIDE, ring_width
 from ttsnn.accel_target.program import Program, format_bits
 
 __all__ = ["Costs", "costs", "products"]
@@ -217,18 +218,22 @@ def _arrays(
     share = np.ones(len(m)) if density is None else density[col.rows]
     acc = (col.flags & Flag.ACC) != 0
     units = col.table["unit"]
-    for u in np.unique(units).tolist():
+    together = (col.flags & Flag.LOCKSTEP) != 0
+    for u, joined in sorted(set(zip(units.tolist(), together.tolist()))):
         unit = program.units[u]
         cluster = arch.clusters[unit.cluster]
-        mine = units == u
-        r, cols = cluster.rows, cluster.cols
+        mine = (units == u) & (together == joined)
+        side = SIDE if joined else 1
+        r, cols = cluster.rows * side, cluster.cols * side
+        # arrays in lockstep fill at the same time, those at the end of a link a cycle later
+        fill = cluster.rows + cluster.cols - 2 + (SIDE if joined else 0)
         depth = np.maximum(1, np.ceil(k * share)).astype(np.int64) if cluster.skip_zeros else k
         if cluster.dataflow == "os":
-            cycles = _ceil(m, r) * _ceil(n, cols) * (depth + r + cols - 2)
+            cycles = _ceil(m, r) * _ceil(n, cols) * (depth + fill)
             reads0, reads1 = _ceil(n, cols) * m * k, _ceil(m, r) * k * n
             writes, rereads = m * n, np.where(acc, m * n, 0)
         else:
-            cycles = _ceil(k, r) * _ceil(n, cols) * (m + 2 * r + cols - 2)
+            cycles = _ceil(k, r) * _ceil(n, cols) * (m + cluster.rows + fill)
             reads0, reads1 = _ceil(n, cols) * m * k, k * n
             folds = _ceil(k, r)
             writes, rereads = folds * m * n, (folds - 1 + acc) * m * n
@@ -242,10 +247,18 @@ def _arrays(
         moved = np.zeros(len(m), np.int64)
         for name, number, write in amount:
             number = np.where(mine, number, 0)
-            bound = np.maximum(bound, _through(arch, c, col, name, number, unit.cluster))
+            if not joined:
+                bound = np.maximum(bound, _through(arch, c, col, name, number, unit.cluster))
             bound = np.maximum(bound, _buffers(arch, c, col, name, number, write))
             moved += 0 if write else number
-        _count(c, col.rows, "spad_bytes", 2 * moved)
+        if joined:
+            read = sum(number for _, number, write in amount[:2])
+            rest = sum(number for _, number, write in amount[2:])
+            hops = np.ceil(OPERAND_HOPS * read + RESULT_HOPS * rest).astype(np.int64)
+            _count(c, col.rows, "link_sent", np.where(mine, hops, 0))
+            _count(c, col.rows, "link_received", np.where(mine, hops, 0))
+            bound = np.maximum(bound, _ceil(read + rest, 2 * ring_width(arch)))
+        _count(c, col.rows, "spad_bytes", 2 * side * moved)  # in the arrays of each side
         c.busy[col.rows[mine]] = bound[mine]
 
 

@@ -41,7 +41,8 @@ def expected_products(
 
     What is computed again is computed once more, and only what the layer's variant names: the
     chain's result in the forward (``again``), its intermediates (``recompute``) and its result
-    (``output``) in the backward.
+    (``output``) in the backward. A batch norm on the cores (``norm``) has small products of its
+    own, and does not compute the last intermediate again.
     """
     c1, c2 = CHANNELS
     chains = {}
@@ -51,12 +52,23 @@ def expected_products(
             kinds = ("branches", "branches")
         full = (T + 1) // 2 if mode == "htt" else T
         total: dict[str, int] = {}
+        inner = {}  # what the operands of a chain's last but one core are computed with
         for kind, steps in zip(kinds, (full, T - full)):
-            for core, macs in forms.chain_macs(kind, cin, RANK, cout, SIZE, stride).items():
+            cores = forms.chain_macs(kind, cin, RANK, cout, SIZE, stride)
+            for core, macs in cores.items():
                 total[core] = total.get(core, 0) + macs * steps * N
-        chains[layer] = total
+            for core in {"stt": ("g1", "g2"), "half": ()}.get(kind, ("g1",)):
+                inner[core] = inner.get(core, 0) + cores[core] * steps * N
+        chains[layer] = total, inner, cout
     out = {}
-    for layer, cores in chains.items():
+    for layer, (cores, inner, cout) in chains.items():
+        if variants[layer].norm:
+            pixels = cores["g4"] // (RANK * cout)
+            square = RANK * RANK
+            out[layer, "forward", "cov"] = square * (pixels + 1)
+            out[layer, "forward", "bn"] = (square + RANK) * cout
+            out[layer, "backward", "bn"] = (2 * square + RANK) * cout + square
+            out[layer, "backward", "dnorm"] = square * pixels
         for core, macs in cores.items():
             out[layer, "backward", f"w{core}"] = macs
         if mode == "ptt" and not options.merge_cross:  # both branches' products in one step
@@ -65,7 +77,9 @@ def expected_products(
             v = variants[layer]
             out[layer, "backward", f"d{core}"] = macs
             out[layer, "forward", core] = macs * (2 if v.again else 1)
-            if (v.fused and v.recompute and core != "g4") or v.output:
+            if v.norm and v.recompute and core in inner:
+                out[layer, "backward", core] = inner[core]
+            elif (v.fused and v.recompute and core != "g4" and not v.norm) or v.output:
                 out[layer, "backward", core] = macs
     stem = T * N * forms.conv_macs(3, c1, 3, SIZE)
     short = T * N * forms.conv_macs(c1, c2, 1, SIZE, 2)
@@ -79,7 +93,7 @@ def expected_products(
 
 @pytest.mark.parametrize("mode", ["stt", "ptt", "htt"])
 @pytest.mark.parametrize("arch", ["sata", "ttsnn4"])
-@pytest.mark.parametrize("off", ["", "fusion", "recompute", "merge_cross", "neurons"])
+@pytest.mark.parametrize("off", ["", "fusion", "recompute", "merge_cross", "neurons", "norms"])
 def test_every_product_is_computed_once(
     closed_forms: ModuleType, networks: ModuleType, mode: str, arch: str, off: str
 ) -> None:
@@ -205,6 +219,17 @@ def test_all_is_fired_or_nothing(networks: ModuleType) -> None:
     assert full.total("gated") == 0
     assert full.total("acc") == silent.total("gated") > 0
     assert full.total("mac8") == silent.total("mac8") > 0
+
+
+def test_operands_that_are_taken_to_be_zero_are_gated(networks: ModuleType) -> None:
+    """The operand rate moves multiply-accumulates alone."""
+    sata = load_architecture("sata")
+    program = compile_program(networks.train_step(networks.network("ptt", T=T, N=N)), sata)
+    some, full = (simulate(program, sata, operand_rate=r) for r in (0.25, 1.0))
+    assert some.total("acc") == full.total("acc") > 0
+    assert abs(some.total("mac8") / full.total("mac8") - 0.25) < 5e-3
+    assert some.cycles == full.cycles
+    assert some.macs == full.macs
 
 
 def test_links_lose_nothing(case: Case) -> None:

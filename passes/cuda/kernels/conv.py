@@ -19,7 +19,7 @@ from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import InputTile, WeightTile, width_of
 from ttsnn.passes.cuda.kernels.conv_output import Output
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment, conv_params
-from ttsnn.passes.cuda.kernels.conv_sums import MMA, Fma
+from ttsnn.passes.cuda.kernels.conv_sums import Fma, Mma
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
 from ttsnn.passes.tir.body import splat
 from ttsnn.passes.tir.finished import finished
@@ -65,6 +65,17 @@ def _macs(part: Segment) -> int:
     return len(s.taps) * s.in_channels * s.out_channels * prod(s.out_size)
 
 
+class _Bf16(Mma):
+    precision = "bf16"
+
+
+class _Fp16(Mma):
+    precision = "fp16"
+
+
+_MMA = {"tf32": Mma, "bf16": _Bf16, "fp16": _Fp16}
+
+
 @dataclass
 class _Kernel:
     """State while one kernel is written; ``pad`` keeps rows in shared memory apart."""
@@ -95,7 +106,7 @@ class _Kernel:
         self.channel = b.bind(self.column * tile.channels, "first_channel")
         vec = min(self.vec, 2) if mma else self.vec
         place_args = (self.first, self.channel, spec.dtype, self.lanes, vec)
-        kind = MMA[spec.precision] if mma else Fma
+        kind = _MMA[spec.precision] if mma else Fma
         self.place = kind(b, tile, self.thread, *place_args)
         self.sums = self.place.sums
         out = Output(b, spec, tile, self.flat, self.pixels, vec, self.sums, self.place)

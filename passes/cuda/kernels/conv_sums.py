@@ -18,7 +18,7 @@ from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
 from ttsnn.passes.cuda.kernels.mma import DEPTH
 from ttsnn.passes.tir.body import load, vector
 
-__all__ = ["MMA", "Fma", "Mma", "Place"]
+__all__ = ["Fma", "Mma", "Place"]
 
 
 @dataclass
@@ -62,11 +62,8 @@ class Place(ABC):
         """Index of a sum."""
 
     @abstractmethod
-    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int, a_step: int = 1) -> None:
-        """Add the products of [time · pixels, depth] and [depth, channels].
-
-        The strides are those of rows; ``a_step`` lies between the terms of a row of ``a``.
-        """
+    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int) -> None:
+        """Add the products of [time · pixels, depth] and [depth, channels]."""
 
 
 class Fma(Place):
@@ -90,8 +87,7 @@ class Fma(Place):
     def sum(self, dt: Expr, row: Expr, column: Expr) -> Expr:
         return (dt * self.tile.rows + row) * self.tile.columns + column
 
-    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int, a_step: int = 1) -> None:
-        """As there, of ``a`` with neighbouring terms: ``a_step`` is 1."""
+    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int) -> None:
         b, tile, lanes = self.b, self.tile, self.lanes
         with b.loop(tile.depth // lanes, "k_outer", "unrolled") as k:
             with b.loop(lanes, "k_inner", "unrolled") as ki:
@@ -147,7 +143,7 @@ class Mma(Place):
         fragment = (dt * self.down + row // 2) * self.across + column // 2
         return fragment * 4 + row % 2 * 2 + column % 2
 
-    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int, a_step: int = 1) -> None:
+    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int) -> None:
         b, tile, depth = self.b, self.tile, DEPTH[self.precision]
         half = depth // 4  # terms of a row that a lane holds
         a_held = b.alloc(2 * half, self.dtype, "a_fragment", "local")
@@ -169,7 +165,7 @@ class Mma(Place):
                     for part in range(2):  # rows g and g + 8
                         for e in range(self._pack):
                             term = self._term(b.at(upper * self._pack + e))
-                            at = (row + part * 8) * a_stride + (k * depth + term) * a_step
+                            at = (row + part * 8) * a_stride + k * depth + term
                             to = (upper * 2 + part) * self._pack + e
                             b.store(a_held, load(a, at), b.at(to))
                 with b.loop(self.across, "j", "unrolled") as j:
@@ -192,15 +188,3 @@ class Mma(Place):
         if self._pack == 1:
             return self.q + i * 4
         return self.q * 2 + i % 2 + i // 2 * 8
-
-
-class _Bf16(Mma):
-    precision = "bf16"
-
-
-class _Fp16(Mma):
-    precision = "fp16"
-
-
-MMA: dict[str, type[Mma]] = {"tf32": Mma, "bf16": _Bf16, "fp16": _Fp16}
-"""By precision."""

@@ -2,7 +2,6 @@
 
 ``dw[k, ci, co] = Σ x[n, h·sh + dy_k, w·sw + dx_k, ci] · dy[n, h, w, co]``. A block has a tile of
 input × output channels of one tap and a part of the pixels; the parts are then added up in order.
-On tensor cores x is the transposed operand: the terms of a sum are pixels.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from ttsnn.passes.cpu.kernels.register_tile import pick
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import width_of
-from ttsnn.passes.cuda.kernels.conv_sums import MMA, Place
-from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
 from ttsnn.passes.layers.config import Stage
 from ttsnn.passes.tir.body import as_vector, i64, load, splat, vector
 from ttsnn.passes.tir.finished import finished
@@ -35,17 +32,11 @@ DEPTH = 16
 
 
 def weight_grad(
-    stage: Stage,
-    images: int,
-    dtype: str,
-    gpu: Gpu,
-    x_dtype: str | None = None,
-    precision: str = "fp32",
+    stage: Stage, images: int, dtype: str, gpu: Gpu, x_dtype: str | None = None
 ) -> PrimFunc:
     """The function (x [1, R, H, W, Cin], dy [1, R, Ho, Wo, Cout], dw [taps, Cin, Cout]).
 
-    ``x_dtype`` is that of x where it differs: ``"uint8"`` for spikes; ``precision`` as in
-    :class:`ConvSpec`.
+    ``x_dtype`` is that of x where it differs: ``"uint8"`` for spikes.
     """
     x_shape = (1, images, *stage.in_size, stage.in_channels)
     dy_shape = (1, images, *stage.out_size, stage.out_channels)
@@ -60,9 +51,7 @@ def weight_grad(
         )
     ]
     x, dy, dw = (b.view(p, prod(p.shape), str(p.dtype), f"{p.name}_flat") for p in params)
-    k = _Kernel(
-        b, stage, images * prod(stage.out_size), gpu.vector(dtype), dtype, x, dy, dw, gpu, precision
-    )
+    k = _Kernel(b, stage, images * prod(stage.out_size), gpu.vector(dtype), dtype, x, dy, dw, gpu)
     k.run()
     return finished(b, params, "weight_grad", images * stage_macs(stage))
 
@@ -83,20 +72,12 @@ class _Kernel:
     dy: Var
     dw: Var
     gpu: Gpu
-    precision: str
 
     def run(self) -> None:
         """Both launches."""
         b, s = self.b, self.stage
         self.rows, self.columns = _side(s.in_channels), _side(s.out_channels)
         self.threads = (self.rows // TILE) * (self.columns // TILE)
-        self.mma = None
-        if self.precision != "fp32":
-            own = (2 if self.rows == 16 else 4, 4 if self.columns == 16 else 8)
-            self.mma = ConvTile(1, self.rows, self.columns, DEPTH, *own)
-            self.threads = self.mma.threads
-        # rows apart, so that a warp's lanes read different banks
-        self.pad = 0 if self.mma is None else 8
         down, across = ceil(s.in_channels / self.rows), ceil(s.out_channels / self.columns)
         tiles = len(s.taps) * down * across
         wanted = ceil(4 * self.gpu.multiprocessors / tiles)
@@ -139,9 +120,9 @@ class _Kernel:
         size: int,
     ) -> None:
         b, s = self.b, self.stage
-        strides = self.rows + self.pad, self.columns + self.pad
-        x_shared = b.alloc(DEPTH * strides[0], self.dtype, "x_shared", "shared")
-        g_shared = b.alloc(DEPTH * strides[1], self.dtype, "g_shared", "shared")
+        x_shared = b.alloc(DEPTH * self.rows, self.dtype, "x_shared", "shared")
+        g_shared = b.alloc(DEPTH * self.columns, self.dtype, "g_shared", "shared")
+        sums = b.alloc(TILE * TILE, self.dtype, "sums", "local")
         tap = b.bind(tap, "tap")
         ci0, co0 = b.bind(down * self.rows, "ci0"), b.bind(across * self.columns, "co0")
         dy = b.bind(pick(tap, [t[0] for t in s.taps]), "dy")
@@ -150,31 +131,32 @@ class _Kernel:
         high = b.bind(
             tirx.Select(part == parts - 1, b.at(self.pixels), low + self.pixels // parts), "high"
         )
-        place = self._place(thread, ci0, co0)
+        groups = self.columns // TILE
+        i0, j0 = b.bind(thread // groups * TILE, "i0"), b.bind(thread % groups * TILE, "j0")
+        with b.loop(TILE * TILE, "i", "unrolled") as i:
+            b.store(sums, splat(0.0, self.dtype, 1), i)
         with b.loop((high - low + (DEPTH - 1)) // DEPTH, "step") as step:
             first = b.bind(low + step * DEPTH, "first")
             self._fill(x_shared, self.rows, thread, first, high, s.in_channels, ci0, (dy, dx))
             self._fill(g_shared, self.columns, thread, first, high, s.out_channels, co0, None)
-            place.multiply(x_shared, 1, g_shared, strides[1], strides[0])
+            with b.loop(DEPTH, "k", "unrolled") as k:
+                a = b.alloc(TILE, self.dtype, "a", "local")
+                g = b.alloc(TILE, self.dtype, "g", "local")
+                for held, shared, width, at in (
+                    (a, x_shared, self.rows, i0),
+                    (g, g_shared, self.columns, j0),
+                ):
+                    with b.loop(TILE // self.lanes, "v", "unrolled") as v:
+                        value = load(shared, vector(k * width + at + v * self.lanes, self.lanes))
+                        b.store(held, value, vector(v * self.lanes, self.lanes))
+                with b.loop(TILE, "i", "unrolled") as i, b.loop(TILE, "j", "unrolled") as j:
+                    value = load(sums, i * TILE + j) + load(a, i) * load(g, j)
+                    b.store(sums, value, i * TILE + j)
         base = b.bind(part * size + tap * (s.in_channels * s.out_channels), "base")
-        with (
-            b.loop(place.tile.rows, "i", "unrolled") as i,
-            b.loop(place.tile.columns, "j", "unrolled") as j,
-        ):
-            ci, co = b.bind(place.pixel(i), "ci"), b.bind(place.channel(j), "co")
+        with b.loop(TILE, "i", "unrolled") as i, b.loop(TILE, "j", "unrolled") as j:
+            ci, co = b.bind(ci0 + i0 + i, "ci"), b.bind(co0 + j0 + j, "co")
             with b.when(tirx.all(ci < s.in_channels, co < s.out_channels)):
-                value = load(place.sums, place.sum(b.at(0), i, j))
-                b.store(out, value, base + ci * s.out_channels + co)
-
-    def _place(self, thread: Expr, ci0: Expr, co0: Expr) -> Place:
-        """The thread's part of the tile, input channels counting as pixels; its sums are zero."""
-        b = self.b
-        kind: type[Place] = _Outer if self.mma is None else MMA[self.precision]
-        tile = self.mma or ConvTile(1, self.rows, self.columns, DEPTH, TILE, TILE)
-        place = kind(b, tile, thread, ci0, co0, self.dtype, self.lanes, 1)
-        with b.loop(tile.rows * tile.columns, "i", "unrolled") as i:
-            b.store(place.sums, splat(0.0, self.dtype, 1), i)
-        return place
+                b.store(out, load(sums, i * TILE + j), base + ci * s.out_channels + co)
 
     def _fill(
         self,
@@ -211,42 +193,9 @@ class _Kernel:
             value = tirx.if_then_else(tirx.all(*inside), value, zero)
             if str(source.dtype) != self.dtype:
                 value = value.astype(as_vector(self.dtype, vec))
-            to = vector(k * (width + self.pad) + c, vec)
+            to = vector(k * width + c, vec)
             if DEPTH * per_row % self.threads:
                 with b.when(k < DEPTH):
                     b.store(shared, value, to)
             else:
                 b.store(shared, value, to)
-
-
-class _Outer(Place):
-    """Multiply-adds of a thread: neighbouring input channels × neighbouring output channels."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        groups = self.tile.channels // TILE
-        self.i0 = self.b.bind(self.thread // groups * TILE, "i0")
-        self.j0 = self.b.bind(self.thread % groups * TILE, "j0")
-
-    def pixel(self, row: Expr) -> Expr:
-        return self.first + self.i0 + row
-
-    def channel(self, column: Expr) -> Expr:
-        return self.first_channel + self.j0 + column
-
-    def sum(self, dt: Expr, row: Expr, column: Expr) -> Expr:
-        return row * TILE + column
-
-    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int, a_step: int = 1) -> None:
-        """As there, of ``a`` with neighbouring rows: ``a_stride`` is 1."""
-        b = self.b
-        with b.loop(DEPTH, "k", "unrolled") as k:
-            held = []
-            for name, shared, step, at in (("a", a, a_step, self.i0), ("g", w, w_stride, self.j0)):
-                held.append(b.alloc(TILE, self.dtype, name, "local"))
-                with b.loop(TILE // self.lanes, "v", "unrolled") as v:
-                    value = load(shared, vector(k * step + at + v * self.lanes, self.lanes))
-                    b.store(held[-1], value, vector(v * self.lanes, self.lanes))
-            with b.loop(TILE, "i", "unrolled") as i, b.loop(TILE, "j", "unrolled") as j:
-                value = load(self.sums, i * TILE + j) + load(held[0], i) * load(held[1], j)
-                b.store(self.sums, value, i * TILE + j)

@@ -21,7 +21,7 @@ def training_passes(
     Args:
         target: the GPU.
         functions: names of the program's functions.
-        precision: of the products of convolutions and of their gradients.
+        precision: of the products of convolutions and of gradients to their inputs.
     """
     return [
         *pipelines.wanted_passes(functions),

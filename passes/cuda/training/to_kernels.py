@@ -40,8 +40,8 @@ class ToCudaTrainingKernels(ModulePass):
 
     Args:
         target: the GPU.
-        precision: of the products of convolutions and of their gradients, see
-            ``LayersToKernels``.
+        precision: of the products of convolutions and of gradients to their inputs, see
+            ``LayersToKernels``; gradients to weights are not rounded.
     """
 
     def __init__(self, target: tvm.target.Target, precision: str = "fp32") -> None:
@@ -94,7 +94,7 @@ class _Kernels(StreamKernels):
         channels = (stage.in_channels, stage.out_channels)
         (dw,) = self.call(
             ("weight_grad", stage, images, dtype, _dtype(x)),
-            lambda: weight_grad(stage, images, dtype, self.gpu, _dtype(x), self._precision(dtype)),
+            lambda: weight_grad(stage, images, dtype, self.gpu, _dtype(x)),
             [x, dy],
             [(len(stage.taps), *channels)],
             dtype,
@@ -106,9 +106,6 @@ class _Kernels(StreamKernels):
             link.weight.shapes,
             dtype,
         )
-
-    def _precision(self, dtype: str) -> str:
-        return self.precision if dtype == "float32" else "fp32"
 
     def _weight(
         self, link: Link, cores: Sequence[relax.Expr], stage: Stage, dtype: str, transposed: bool
@@ -133,18 +130,9 @@ class _Kernels(StreamKernels):
         """``apart`` as in :class:`Segment`."""
         images = known_dims(x)[1]
         part = Segment(stage, 0, 1, 1, 0, _dtype(x), apart)
+        precision = self.precision if dtype == "float32" else "fp32"
         spec = ConvSpec(
-            segments=(part,),
-            T=1,
-            bias=False,
-            residual_T=0,
-            residual_dtype=dtype,
-            lif=None,
-            v0=False,
-            emit=("membrane",),
-            dtype=dtype,
-            spikes_dtype=dtype,
-            precision=self._precision(dtype),
+            (part,), 1, False, 0, dtype, None, False, ("membrane",), dtype, dtype, precision
         )
         return self.call(
             ("conv", spec, images),

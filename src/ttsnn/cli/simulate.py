@@ -58,6 +58,12 @@ def add_parser(subparsers: Any) -> None:
         help="share of spikes that are 1, with --timing-only (0.1)",
     )
     group.add_argument(
+        "--operand-rate",
+        type=float,
+        metavar="R",
+        help="share of other operands that are not zero, with --timing-only (1)",
+    )
+    group.add_argument(
         "--without", metavar="IDEA,…", help="switch ideas off: fusion, merge_cross, recompute …"
     )
     group.add_argument(
@@ -89,8 +95,11 @@ def run(args: argparse.Namespace) -> int:
             raise DataError("--fixed-point is about values; leave --timing-only out")
         arch = arch.with_number_format("fixed")
         other = other and other.with_number_format("fixed")
-    if args.firing_rate is not None and not args.timing_only:
-        raise DataError("--firing-rate needs --timing-only: otherwise the data's spikes count")
+    for name, given in (("firing", args.firing_rate), ("operand", args.operand_rate)):
+        if given is not None and not args.timing_only:
+            raise DataError(
+                f"--{name}-rate needs --timing-only: otherwise the data's spikes and zeros count"
+            )
     if args.trace:
         _check_file(args.trace)
     if args.plots:
@@ -108,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
             batch=args.batch,
             timing_only=args.timing_only,
             firing_rate=rate,
+            operand_rate=1.0 if args.operand_rate is None else args.operand_rate,
         )
         first = workload.run(arch, options)
         data: dict[str, Any] = {

@@ -32,19 +32,6 @@ def run(target, lowered, inputs):
     return [o.numpy() for o in (out if not hasattr(out, "numpy") else [out])]
 
 
-def run_function(func, inputs, shape, dtype):
-    """The result of one finished kernel."""
-    builder = relax.BlockBuilder()
-    args = [
-        relax.Var(f"x{i}", relax.TensorType(a.shape, str(a.dtype))) for i, a in enumerate(inputs)
-    ]
-    with builder.function("main", args):
-        gvar = builder.add_func(func, "kernel")
-        out = builder.emit(relax.call_tir(gvar, args, relax.TensorType(shape, dtype)))
-        builder.emit_func_output(out)
-    return run(emulated(), builder.get(), inputs)[0]
-
-
 def layers_program(cases, symbolic=False):
     """A program that computes several layers, each of (config, operands by name).
 

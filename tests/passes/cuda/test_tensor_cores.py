@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 
 from ttsnn.errors import PassError, TargetError
-from ttsnn.passes.cuda.gpu import gpu_of
-from ttsnn.passes.cuda.kernels.weight_grad import weight_grad
-from ttsnn.targets import get_target
 
 from ..cpu_kernels.oracle import (  # noqa: TID252
     CROSS,
@@ -19,7 +16,7 @@ from ..cpu_kernels.oracle import (  # noqa: TID252
     layer,
     random_operands,
 )
-from .emulated import emulated, run_function, run_layers
+from .emulated import emulated, run_layers
 
 BITS = {"tf32": 10, "bf16": 7, "fp16": 10}
 
@@ -68,37 +65,6 @@ def test_chain_with_neuron():
     assert (got["spikes"] != want["spikes"]).mean() < 0.01
     assert 0.05 < got["spikes"].mean() < 0.95
     assert (np.abs(got["v_last"] - want["v_last"]) > 1e-2).mean() < 0.01
-
-
-@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
-@pytest.mark.parametrize(
-    ("channels", "size", "stride", "x_dtype"),
-    [
-        ((20, 24), (5, 7), 1, "uint8"),
-        ((3, 72), (9, 6), 2, "float32"),
-        ((70, 12), (12, 11), 1, "uint8"),
-    ],
-)
-def test_weight_gradient(precision, channels, size, stride, x_dtype):
-    """The sums over pixels of products of rounded operands; spikes are exact."""
-    (stage,) = chain(size, channels, (SQUARE,), {0: (stride, stride)})
-    gpu = gpu_of(get_target("cuda-emulated").tvm_target)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((1, 3, *size, channels[0])).astype("float32")
-    if x_dtype == "uint8":
-        x = (x > 0).astype("uint8")
-    dy = rng.standard_normal((1, 3, *stage.out_size, channels[1])).astype("float32")
-    func = weight_grad(stage, 3, "float32", gpu, x_dtype, precision)
-    got = run_function(func, [x, dy], (len(stage.taps), *channels), "float32")
-    padded = np.zeros((3, size[0] + 2, size[1] + 2, channels[0]))
-    padded[:, 1:-1, 1:-1] = rounded(x[0].astype("float32"), precision)
-    small = rounded(dy[0], precision)
-    for k, (down, across) in enumerate(stage.taps):
-        rows = slice(1 + down, 1 + down + stride * stage.out_size[0], stride)
-        columns = slice(1 + across, 1 + across + stride * stage.out_size[1], stride)
-        part = padded[:, rows, columns][:, : stage.out_size[0], : stage.out_size[1]]
-        want = np.einsum("nhwi,nhwo->io", part, small)
-        np.testing.assert_allclose(got[k], want, atol=3e-5)
 
 
 def test_refused():
