@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ class Place:
 
     def machine(self, module: Any) -> Any:
         """A new virtual machine over a library."""
+        _finish_libraries(module)
         return tvm.runtime.vm.VirtualMachine(module, self.device)
 
     def upload(self, array: np.ndarray) -> Any:
@@ -117,3 +120,27 @@ def place_of(target: Mapping[str, Any], what: str) -> Place:
 
         register()
     return Place(tvm.cpu(), what)
+
+
+def _finish_libraries(module: Any) -> None:
+    """The last step of compiling in this process, on several threads.
+
+    LLVM turns a library into machine code when it is asked for a function, any function; the
+    virtual machine would ask one library after the other.
+    """
+
+    def finish(library: Any) -> None:
+        with contextlib.suppress(AttributeError):
+            library.get_function("")
+
+    libraries = [m for m in _imported(getattr(module, "mod", module)) if m.kind == "llvm"]
+    if len(libraries) > 1:
+        with ThreadPoolExecutor(min(len(libraries), os.cpu_count() or 1)) as pool:
+            list(pool.map(finish, libraries))
+
+
+def _imported(module: Any) -> Iterator[Any]:
+    """Everything that a library imports."""
+    for library in module.imports:
+        yield library
+        yield from _imported(library)

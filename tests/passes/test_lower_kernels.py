@@ -1,12 +1,13 @@
-"""LowerKernels: the same numbers as TVM's default pipeline, on every kind of kernel."""
+"""LowerKernels, machine_code: the same numbers as by TVM's pipeline, on every kind of kernel."""
 
 import numpy as np
 import pytest
 import tvm
 from tvm import relax
+from tvm.tirx import PrimFunc
 
 from ttsnn.ops import lif, tt_conv2d, tt_linear
-from ttsnn.passes.cpu.lower_kernels import FLAT_RULES, KERNEL_PIPELINE
+from ttsnn.passes.cpu.lower_kernels import has_blocks
 from ttsnn.passes.pipelines import build_passes
 from ttsnn.program import PARAMS, params_of
 from ttsnn.targets import get_target
@@ -44,19 +45,48 @@ def network(batch):
 def test_same_numbers_as_the_default_pipeline(batch) -> None:
     mod, target = network(batch), get_target("cpu")
     lowered = target.lower(mod, forms={"fc": "chain"})
-    rules = {k.rule for k in target.kernels(lowered)}
-    assert rules & FLAT_RULES
-    assert rules - FLAT_RULES
+    assert {has_blocks(f) for f in lowered.functions.values() if isinstance(f, PrimFunc)} == {
+        False,
+        True,
+    }
     x = RNG.normal(size=(2, 3, 2, 5, 4))
     values = [tvm.runtime.tensor(v) for v in (x, *map(np.asarray, params_of(lowered).values()))]
-    got = []
-    for pipeline in (KERNEL_PIPELINE, "default"):
-        exe = relax.build(
+    executables = [
+        target.build(lowered),
+        relax.build(
             lowered.without_attr(PARAMS),
             target.tvm_target,
             relax_pipeline=tvm.transform.Sequential(build_passes()),
-            tir_pipeline=pipeline,
-        )
-        got.append(relax.VirtualMachine(exe, tvm.cpu())["main"](*values).numpy())
+        ),
+    ]
+    got = [relax.VirtualMachine(exe, tvm.cpu())["main"](*values).numpy() for exe in executables]
     np.testing.assert_array_equal(*got)
     np.testing.assert_allclose(got[0], run(mod, x), rtol=1e-11, atol=1e-12)
+
+
+def test_what_comes_from_outside_is_checked_although_kernels_check_nothing() -> None:
+    mod, target = network(3), get_target("cpu")
+    lowered = target.lower(mod)
+    main = relax.VirtualMachine(target.build(lowered), tvm.cpu())["main"]
+    weights = [tvm.runtime.tensor(np.asarray(v)) for v in params_of(lowered).values()]
+    x = np.zeros((2, 3, 2, 5, 4))
+    for shape, dtype in (
+        ((2, 4, 2, 5, 4), "float64"),
+        ((2, 3, 2, 5), "float64"),
+        ((2, 3, 2, 5, 4), "float32"),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match=r"param\[0\]"):
+            main(tvm.runtime.tensor(np.zeros(shape, dtype)), *weights)
+    with pytest.raises((RuntimeError, ValueError), match=r"param\[1\]"):
+        main(tvm.runtime.tensor(x), tvm.runtime.tensor(np.zeros(1)), *weights[1:])
+
+
+def test_code_does_not_depend_on_the_number_of_threads(monkeypatch) -> None:
+    lowered, target = get_target("cpu").lower(network(3)), get_target("cpu")
+    objects = []
+    for cores in (1, 3):
+        monkeypatch.setattr("os.cpu_count", lambda n=cores: n)
+        libraries = target.build(lowered).mod.imports
+        objects.append([m.inspect_source("ll") for m in (*libraries, *libraries[0].imports)])
+    assert len(objects[0]) > 2
+    assert objects[0] == objects[1]
