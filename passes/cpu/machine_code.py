@@ -19,7 +19,7 @@ from ttsnn.passes.cpu.lower_kernels import KERNEL_PIPELINE
 __all__ = ["machine_code"]
 
 PARTS = 16
-"""Parts of a module, whatever the number of threads: the same network gives the same code."""
+"""Parts of a module, whatever the number of threads, which would otherwise show in the file."""
 
 
 def machine_code(mod: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
