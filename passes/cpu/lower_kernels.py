@@ -35,7 +35,7 @@ class LowerKernels:
 
 def has_blocks(func: tirx.PrimFunc) -> bool:
     """False for kernels that were written as loops over flat buffers."""
-    found = []
+    found: list[SBlock] = []
     tvm_ffi.structural_walk(func.body, (SBlock, found.append))
     return bool(found)
 

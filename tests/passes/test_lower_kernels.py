@@ -1,5 +1,6 @@
 """LowerKernels, machine_code: the same numbers as by TVM's pipeline, on every kind of kernel."""
 
+import itertools
 import re
 
 import numpy as np
@@ -92,5 +93,5 @@ def test_parts_do_not_depend_on_the_number_of_threads(monkeypatch) -> None:
         codes = [m.inspect_source("ll") for m in (first, *first.imports)]
         parts.append([re.findall(r"define dllexport i32 @__tvm_ffi_(\w+)", c) for c in codes])
     assert parts[0] == parts[1]
-    assert sorted(sum(parts[0], [])) == sorted(k.name for k in target.kernels(lowered))
+    assert sorted(itertools.chain(*parts[0])) == sorted(k.name for k in target.kernels(lowered))
     assert len(parts[0]) > 2
