@@ -93,5 +93,7 @@ def test_parts_do_not_depend_on_the_number_of_threads(monkeypatch) -> None:
         codes = [m.inspect_source("ll") for m in (first, *first.imports)]
         parts.append([re.findall(r"^define .*@__tvm_ffi_(\w+)\(", c, re.M) for c in codes])
     assert parts[0] == parts[1]
-    assert sorted(itertools.chain(*parts[0])) == sorted(k.name for k in target.kernels(lowered))
+    # a part of one kernel has an entry "main" too, which nothing calls
+    names = sorted(n for n in itertools.chain(*parts[0]) if n != "main")
+    assert names == sorted(k.name for k in target.kernels(lowered))
     assert len(parts[0]) > 2
