@@ -1,9 +1,9 @@
 """The main job on real images: train, decompose, compile, run, compare.
 
-A spiking MS-ResNet18 (half width, T = 4) learns scikit-learn's digits in PyTorch for a minute;
-its 3×3 convolutions become parallel tensor trains (PTT) by a plan, which are tuned for some more
-steps; ttsnn compiles the result for this CPU, runs it on the test images, and compares it with
-the PyTorch twin and with the dense network.
+A spiking MS-ResNet18 (half width, T = 4) learns scikit-learn's digits in an ordinary PyTorch loop
+whose forward and backward are compiled; its 3×3 convolutions become parallel tensor trains (PTT)
+by a plan, which are trained some more; ttsnn compiles the result for this CPU, runs it on the test
+images, and compares it with the PyTorch twin and with the dense network.
 
     python examples/digits_demo.py [--epochs N] [--out FOLDER]
 """
@@ -27,14 +27,20 @@ IMAGE_SIZE, WIDTH, T, BATCH = 16, 32, 4, 32
 
 
 def train(network: torch.nn.Module, data: models.SpikingDataset, epochs: int, rate: float) -> None:
-    """Plain PyTorch: SGD with momentum under a one-cycle schedule."""
-    steps = epochs * -(-len(data) // BATCH)
+    """A plain PyTorch loop around compiled gradients, which train the network's own parameters."""
+    compiled = ttsnn.compile(network, data.images[:BATCH], training=True)
+    steps = epochs * (len(data) // BATCH)
     optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    batches = (b for e in range(epochs) for b in data.batches(BATCH, shuffle=True, seed=e))
-    network.train()
+    batches = (
+        batch
+        for epoch in range(epochs)
+        for batch in data.batches(BATCH, shuffle=True, seed=epoch)
+        if len(batch[0]) == BATCH  # each batch size is compiled anew
+    )
+    compiled.train()
     for images, labels in track(batches, "  training", total=steps, transient=True):
-        loss = F.cross_entropy(network(images), labels)
+        loss = F.cross_entropy(compiled(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -61,7 +67,7 @@ def main() -> None:
 
     train_data = models.load_dataset("digits", image_size=IMAGE_SIZE)
     test_data = models.load_dataset("digits", split="test", image_size=IMAGE_SIZE)
-    console.print(f"[bold]1. Train in PyTorch[/bold] on {len(train_data)} digits")
+    console.print(f"[bold]1. Train[/bold] with compiled gradients on {len(train_data)} digits")
     dense = models.create("ms_resnet18", "digits", T=T, image_size=IMAGE_SIZE, width=WIDTH)
     train(dense, train_data, args.epochs, 0.1)
     console.print(f"  dense: {accuracy(dense, test_data):.1%} of {len(test_data)} test digits")
