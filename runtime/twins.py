@@ -92,7 +92,7 @@ def make_twins(
         network = copy.deepcopy(dense).to(getattr(torch, dtype)).eval()
     dense = network
     weights = "given"
-    if not source.trained and not _has_statistics(source):
+    if source.input is not None and not source.trained and not _has_statistics(source):
         weights = f"random (seed {seed}), batch norm calibrated on random input"
         batch = max(x.shape[source.input.batch_axis], 8)
         sample = source.example(batch, dtype, seed + 1)
