@@ -93,15 +93,23 @@ def _halves(g: Group, at: int) -> tuple[Group, Group]:
 
 
 def _places(g: Group) -> list[int]:
-    """Where a group may be cut: before convolutions, and not between sums of one tensor."""
+    """Where a group may be cut: before convolutions, and not between sums of one tensor, nor
+    between timesteps of an image that the second half reads whole."""
     out = []
     for at in range(1, len(g.nodes)):
         a, b = g.nodes[:at], g.nodes[at:]
         if not isinstance(b[0], Conv | WGrad) and not isinstance(a[-1], Conv | WGrad):
             continue
-        if not _made(a) & {t for n in b if not getattr(n, "more", False) for t in n.makes()}:
+        if _made(a) & {t for n in b if not getattr(n, "more", False) for t in n.makes()}:
+            continue
+        read = {i.tensor for n in b for i in n.reads()}
+        if not read & _written(a) & _written(b):
             out.append(at)
     return out
+
+
+def _written(nodes: list[Node]) -> set[Tensor]:
+    return {i.tensor for n in nodes for i in n.writes()}
 
 
 def _made(nodes: list[Node]) -> set[Tensor]:

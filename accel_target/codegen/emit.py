@@ -323,6 +323,8 @@ class _Emitter:
         if streamed:
             self.turn[s, p] += 1
             tile = self.block(s, p, box[1], axis)
+            if p.loads:  # sums that an earlier nest began
+                self.touched.add(key)
             if key in self.touched:
                 self.move_block(Op.LOAD, s, p, axis, box)
         else:

@@ -264,7 +264,7 @@ class _Planner:
                 total += sum(t.count for t in parts) / p.shape[0] * self.param_bytes(p)
         for (s, p), block in plan.streams.items():
             assert isinstance(s, Step)
-            again = count if not p.sums else 2 * count - 1
+            again = count if not p.sums else 2 * count - (not p.loads)
             total += self.param_bytes(p) * again
             axis = next(a for step, a in self.uses[p] if step is s)
             instructions += 2 * count * (p.shape[1] if axis == "w" else p.shape[2]) / block

@@ -56,7 +56,7 @@ def test_a_training_step_of_ms_resnet18_is_that_of_pytorch(mode, name):
     """All new weights and running statistics, spikes being the same (float64)."""
     network, x = _network("ms_resnet18", "cifar10", "paper", mode)
     label = torch.tensor([3])
-    mod = build_train_step(network.program(x), CrossEntropy(), SGD(momentum=MOMENTUM))
+    mod = build_train_step(network.program(x), CrossEntropy(), SGD(momentum=MOMENTUM), hoist=False)
     arch = load_architecture(name)
     program = compile_program(mod, arch)
     values = {
