@@ -14,7 +14,7 @@ from ttsnn.accel_target.codegen.graph import Graph, Tensor
 from ttsnn.accel_target.codegen.importer import import_graph
 from ttsnn.accel_target.codegen.options import Options, Variant
 
-__all__ = ["Chosen", "choose", "choose_variants"]
+__all__ = ["Chosen", "choose"]
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,6 @@ def choose(mod: tvm.IRModule, arch: Architecture, options: Options) -> Chosen:
         chosen = {layer: _best(layer, tried) for layer in layers} | fixed
     graph = import_graph(mod, options, chosen)
     return Chosen(chosen, graph, cut_groups(graph, partition(graph), arch, options)[0])
-
-
-def choose_variants(
-    mod: tvm.IRModule, arch: Architecture, options: Options
-) -> Mapping[str, Variant] | Variant:
-    """The variant of each tensor-train layer, by its name, or of all; see :func:`choose`."""
-    return choose(mod, arch, options).variants
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -10,17 +11,14 @@ from tvm import relax
 from ttsnn.accel_target.codegen.builder import Geometry
 from ttsnn.accel_target.codegen.graph import (
     Conv,
-    Graph,
     Image,
     Map,
-    Node,
     Rows,
     Tensor,
     Weight,
     WGrad,
 )
-from ttsnn.accel_target.codegen.options import Options, Variant
-from ttsnn.accel_target.events import Tag
+from ttsnn.accel_target.codegen.importing import Importing
 from ttsnn.accel_target.isa import Flag, Format, Op, Vec
 from ttsnn.ops import TTConvAttrs
 from ttsnn.passes.contraction import chain_of
@@ -89,37 +87,16 @@ def _core(stage: Stage, taps, parts, flags: int = 0) -> _Core:
     return _Core(geometry, (len(taps), stage.in_channels, stage.out_channels), parts, flags)
 
 
-class TTImport:
+class TTImport(Importing):
     """Part of the importer; see :class:`ttsnn.accel_target.codegen.importer._Importer`."""
 
-    options: Options
-    graph: Graph
-    N: int
-    chain: int
-
-    def emit(self, node: Node) -> None:
-        raise NotImplementedError
-
-    def tag(self, role: str) -> Tag:
-        raise NotImplementedError
-
-    def image(self, name: str, like: Image, shape: tuple[int, int, int], fmt: Format) -> Image:
-        raise NotImplementedError
-
-    def temp(self, name: str, shape: tuple[int, ...], fmt: Format) -> Tensor:
-        raise NotImplementedError
-
-    def _binary(self, x: Image) -> int:
-        raise NotImplementedError
-
-    layer: str
-    inference: bool
-    window: tuple[int, int] | None = None
-    parts: dict[Tensor, list[tuple[int, int]]]
-    convs: dict[Tensor, tuple]
-
-    def variant(self) -> Variant:
-        raise NotImplementedError
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.window: tuple[int, int] | None = None
+        self.parts: dict[Tensor, list[tuple[int, int]]] = {}
+        self.convs: dict[Tensor, tuple] = {}
+        self._saved: dict[tuple[relax.Expr, int], list[Image]] = {}
+        self._again: dict[tuple[relax.Expr, int], list[Image]] = {}
 
     def _parts(self, x: Image, attrs: TTConvAttrs) -> list[tuple[int, int, str]]:
         """(first timestep, timesteps, kind) of what runs alike."""
@@ -177,14 +154,6 @@ class TTImport:
         """Without fusion every core is a chain of its own."""
         if another and not self.variant().fused:
             self.chain += 1
-
-    @property
-    def _again(self) -> dict:
-        return self.__dict__.setdefault("_kept_again", {})
-
-    @property
-    def _saved(self) -> dict:
-        return self.__dict__.setdefault("_kept", {})
 
     def _forward(
         self, x: Image, links: list[_Link], weights: list[dict[str, Weight]], y: Image | None

@@ -20,6 +20,9 @@ from ttsnn.errors import TargetError
 
 __all__ = ["cut_groups"]
 
+_Part = tuple[Group, float]
+"""A group and the bytes that it moves."""
+
 _DEEP = 3  # a group is cut into at most 2 ** _DEEP
 
 
@@ -38,7 +41,11 @@ def cut_groups(
     out: list[Group] = []
     costs: list[float] = []
     for k, g in enumerate(groups):
-        parts = [(g, 0.0)] if isinstance(g.nodes[0], Small) else cutter.best(k, g, _DEEP)
+        parts = (
+            [(g, 0.0)]
+            if isinstance(g.nodes[0], Small)
+            else cutter.best(k, g, cutter.plan(k, g), _DEEP)
+        )
         out += [p for p, _ in parts]
         costs += [c for _, c in parts]
     return out, costs
@@ -52,29 +59,29 @@ class _Cutter:
         self.lowering = Lowering(graph, groups, Builder(arch), options)
         self.fused = options.fusion
 
-    def best(self, number: int, g: Group, deep: int) -> list[tuple[Group, float]]:
-        """The cheapest cuts of a group."""
-        plan = self.plan(number, g)
+    def best(self, number: int, g: Group, plan: Plan | None, deep: int) -> list[_Part]:
+        """The cheapest cuts of a group that ``plan`` tiles as it is."""
         cost = plan.traffic if plan is not None else float("inf")
-        found = [(g, cost)]
         if not self.fused or not deep or not self.hopeful(plan):
-            return found
-        choice: tuple[int, int, int, float] | None = None
+            return [(g, cost)]
+        choice: tuple[int, list[Plan | None]] | None = None
         for at in _places(g):
-            a, b = _halves(g, at)
-            first, second = self.lowering.cut(number, g, [a, b])
-            total = 0.0
-            for k, part in ((first, a), (second, b)):
-                one = self.plan(k, part)
-                total += one.traffic if one is not None else 1e15
-            if total < cost and (choice is None or total < choice[3]):
-                choice = at, first, second, total
-            self.lowering.join(number, g, [(first, a), (second, b)])
+            halves = _halves(g, at)
+            numbers = self.lowering.cut(number, g, halves)
+            plans = [self.plan(k, half) for k, half in zip(numbers, halves)]
+            self.lowering.join(number, g, list(zip(numbers, halves)))
+            total = sum(p.traffic if p is not None else 1e15 for p in plans)
+            if total < cost:
+                choice, cost = (at, plans), total
         if choice is None:
-            return found
-        a, b = _halves(g, choice[0])
-        first, second = self.lowering.cut(number, g, [a, b])
-        return [*self.best(first, a, deep - 1), *self.best(second, b, deep - 1)]
+            return [(g, cost)]
+        halves = _halves(g, choice[0])
+        numbers = self.lowering.cut(number, g, halves)
+        return [
+            part
+            for k, half, p in zip(numbers, halves, choice[1])
+            for part in self.best(k, half, p, deep - 1)
+        ]
 
     def plan(self, number: int, g: Group) -> Plan | None:
         """The tiles of a group as it is."""
@@ -88,8 +95,8 @@ class _Cutter:
         return plan is None or (bool(plan.streams) and plan.again > 1)
 
 
-def _halves(g: Group, at: int) -> tuple[Group, Group]:
-    return replace(g, nodes=g.nodes[:at]), replace(g, nodes=g.nodes[at:])
+def _halves(g: Group, at: int) -> list[Group]:
+    return [replace(g, nodes=nodes) for nodes in (g.nodes[:at], g.nodes[at:])]
 
 
 def _places(g: Group) -> list[int]:

@@ -33,10 +33,11 @@ from ttsnn.accel_target.codegen.graph import (
     Weight,
     WGrad,
 )
+from ttsnn.accel_target.codegen.normed import normed_calls
 from ttsnn.accel_target.isa import Format, Op, Reduce, Vec
 from ttsnn.ops import TTConvAttrs
 
-__all__ = ["NormImport", "pays"]
+__all__ = ["NormImport", "pays", "point"]
 
 
 @dataclass(eq=False)
@@ -81,7 +82,7 @@ def pays(pixels: int, rank: int) -> bool:
     return pixels > rank
 
 
-def _point(height: int, width: int) -> Any:
+def point(height: int, width: int) -> Any:
     """A 1×1 convolution."""
     return (1, 1, ((0, 0),), height, width, height, width)
 
@@ -89,12 +90,10 @@ def _point(height: int, width: int) -> Any:
 class NormImport(TTImport):
     """Part of the importer; see :class:`ttsnn.accel_target.codegen.importer._Importer`."""
 
-    normed: dict[Tensor, Normed]
-    layer_of: dict[Any, str]
-    normed_calls: set[tuple[relax.Expr, relax.Expr]]
-
-    def get(self, expr: relax.Expr) -> Any:
-        raise NotImplementedError
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.normed: dict[Tensor, Normed] = {}
+        self.normed_calls = normed_calls(self.relax)
 
     def _snn_batch_norm_train(self, call: relax.Call) -> Any:
         x, gamma, beta, mean, var = map(self.get, call.args)
@@ -205,7 +204,7 @@ class NormImport(TTImport):
                 self.tag("cov"),
                 h,
                 h,
-                _point(*h.shape[:2]),
+                point(*h.shape[:2]),
                 (1, r, r),
                 rows,
                 chain=chain.chain,
@@ -217,7 +216,7 @@ class NormImport(TTImport):
         chain.mean = self.vector(Vec.MUL, total, 1.0 / n)
         negative = self.vector(Vec.MUL, total, -1.0 / n)
         ones = Image(total, 0, 1), Image(negative, 0, 1)
-        self.emit(WGrad(self.tag("cov"), *ones, _point(1, 1), (1, r, r), rows, more=True))
+        self.emit(WGrad(self.tag("cov"), *ones, point(1, 1), (1, r, r), rows, more=True))
         first = self.small_conv(Image(total, 0, 1), chain.weight, "sum", Format.STATISTIC)
         square = self.small_conv(Image(cov, 0, 1), chain.weight, "cov4", Format.STATISTIC)
         both = self.product([square, Image(chain.core, 0, 1)], (), Format.STATISTIC)
@@ -360,7 +359,7 @@ class NormImport(TTImport):
         self.graph.whole.add(self.chain)
         window = (0, h.steps)
         moved = self.image(f"{self.layer}.mh", h, h.shape, Format.GRADIENT)
-        terms = [(h, chain.matrix, _point(*h.shape[:2]), 0)]
+        terms = [(h, chain.matrix, point(*h.shape[:2]), 0)]
         self.emit(Conv(self.tag("dnorm"), terms, moved, chain=self.chain, window=window))
         rest = self.image(f"{self.layer}.rest", h, h.shape, Format.GRADIENT)
         self.emit(Map(self.tag("dnorm"), Op.VEC, [u, moved], [rest], flags=int(Vec.SUB)))
@@ -410,6 +409,6 @@ class NormImport(TTImport):
         """Product of a small matrix and a core."""
         c = weight.shape[1 if transpose else 2]
         y = Image(self.temp(f"{self.layer}.{name}", (1, *x.shape[:2], c), fmt), 0, 1)
-        terms = [(x, weight, _point(*x.shape[:2]), 0)]
+        terms = [(x, weight, point(*x.shape[:2]), 0)]
         self.emit(Conv(self.tag("bn"), terms, y, transpose, chain=chain))
         return y

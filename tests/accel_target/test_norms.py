@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ttsnn.accel_target.arch import Architecture, load_architecture
-from ttsnn.accel_target.codegen.choose import choose_variants
+from ttsnn.accel_target.codegen.choose import choose
 from ttsnn.accel_target.codegen.cuts import cut_groups
 from ttsnn.accel_target.codegen.fuse import partition
 from ttsnn.accel_target.codegen.generate import compile_program
@@ -75,7 +75,7 @@ def test_cuts_move_fewer_bytes_and_change_no_result(networks: ModuleType, mode: 
     mod = networks.train_step(
         networks.network(mode, size=(8, 8), channels=(40, 40), rank=16, stride=1)
     )
-    graph = import_graph(mod, options, choose_variants(mod, arch, options))
+    graph = import_graph(mod, options, choose(mod, arch, options).variants)
     groups = partition(graph)
     parts, traffic = cut_groups(graph, groups, arch, options)
     assert len(parts) > len(groups)

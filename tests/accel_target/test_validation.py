@@ -11,7 +11,7 @@ import pytest
 import tvm
 
 from ttsnn.accel_target.arch import Architecture, load_architecture
-from ttsnn.accel_target.codegen.choose import choose_variants
+from ttsnn.accel_target.codegen.choose import choose
 from ttsnn.accel_target.codegen.generate import compile_program
 from ttsnn.accel_target.codegen.options import Options, Variant
 from ttsnn.accel_target.events import SimulationResult, event_index
@@ -106,7 +106,7 @@ def test_every_product_is_computed_once(
     )
     machine = load_architecture(arch)
     result = simulate(compile_program(mod, machine, options), machine)
-    chosen = choose_variants(mod, machine, options)
+    chosen = choose(mod, machine, options).variants
     variants = {n: chosen if isinstance(chosen, Variant) else chosen[n] for n in ("conv1", "conv2")}
     if not options.recompute:
         assert not any(v.recompute or v.output for v in variants.values())
