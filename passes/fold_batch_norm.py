@@ -102,7 +102,7 @@ class _Folder(BindingRewriter):
         weight = self.static(expr.args[where])
         if weight is None:
             return None
-        owner = self._owner(expr.args[where])
+        owner = self.owner(expr.args[where])
         key = (expr.args[where], *self._key(norm))
         along = [1] * weight.ndim
         along[out_axis] = -1
@@ -154,15 +154,6 @@ class _Folder(BindingRewriter):
             if core == want:
                 return y, value.astype(np.float64).reshape(channels)
         return None
-
-    def _owner(self, weight: relax.Expr) -> str:
-        """Layer name of the parameter that a weight operand is made from."""
-        while self.name_of(weight) is None:
-            inner = self.definition(weight)
-            if not isinstance(inner, relax.Call) or not inner.args:
-                return "layer"
-            weight = inner.args[0]
-        return layer_name(self.name_of(weight) or "")
 
 
 def _same_tail(reshape: relax.Call, axis_from_end: int) -> bool:

@@ -10,7 +10,7 @@ from tvm import relax
 
 from ttsnn.errors import PassError
 from ttsnn.passes.static_values import StaticValues
-from ttsnn.program import ParamMutator
+from ttsnn.program import ParamMutator, layer_name
 
 __all__ = ["BindingRewriter", "bindings_of", "prune", "use_counts"]
 
@@ -105,6 +105,15 @@ class BindingRewriter(ParamMutator):
     def definition(self, expr: relax.Expr) -> relax.Expr | None:
         """Original expression bound to an original variable; None for parameters and inputs."""
         return self.bound.get(expr) if isinstance(expr, relax.Var) else None
+
+    def owner(self, expr: relax.Expr) -> str:
+        """Name of the layer whose parameter an original expression is made from."""
+        while self.name_of(expr) is None:
+            inner = self.definition(expr)
+            if not isinstance(inner, relax.Call) or not inner.args:
+                return "layer"
+            expr = inner.args[0]
+        return layer_name(self.name_of(expr) or "")
 
     def fresh_param(self, name: str, value: np.ndarray) -> relax.Var:
         """A new parameter called ``name``, or ``name_1``, … where that is taken already."""

@@ -29,17 +29,21 @@ def machine_code(mod: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecut
     def compile_part(part: Sequence[tuple[tvm.ir.GlobalVar, tirx.PrimFunc]]) -> Any:
         return tirx.build(tvm.IRModule(dict(part)), target, pipeline=KERNEL_PIPELINE)
 
-    if tvm.transform.PassContext.current().instruments:  # which want to see every pass
-        library = compile_part(kernels) if kernels else None
-    else:
-        # kernels of one kind lie side by side and take about the same time
-        parts = [p for i in range(PARTS) if (p := kernels[i::PARTS])]
+    # instruments want to see every pass on one thread; else parts are alike, since kernels of one
+    # kind lie side by side and take about the same time
+    count = 1 if tvm.transform.PassContext.current().instruments else PARTS
+    parts = [part for i in range(count) if (part := kernels[i::count])]
+    if len(parts) > 1:
         with ThreadPoolExecutor(min(PARTS, os.cpu_count() or 1)) as pool:
-            library, *others = [*pool.map(compile_part, parts), None][: max(len(parts), 1)]
-        for other in others:
-            library.import_module(other)
+            libraries = [*pool.map(compile_part, parts)]
+    else:
+        libraries = [*map(compile_part, parts)]
+    for other in libraries[1:]:
+        libraries[0].import_module(other)
     builder = relax.ExecBuilder()
     tvm.get_global_func("relax.VMCodeGen")(builder, mod)
     constants = dict((mod.attrs or {}).get("const_name_to_constant", {}))
     link = tvm.get_global_func("relax.VMLink")
-    return relax.VMExecutable(link(builder, target, library, [], constants))
+    return relax.VMExecutable(
+        link(builder, target, libraries[0] if libraries else None, [], constants)
+    )

@@ -16,7 +16,6 @@ from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, prune
 from ttsnn.passes.shapes import dims, known_dims, product, same, same_dims
 from ttsnn.passes.static_values import op_name
-from ttsnn.program import layer_name
 
 __all__ = ["ToChannelsLast"]
 
@@ -187,7 +186,7 @@ class _Converter(BindingRewriter):
             return None
         # timesteps that are treated differently give a result that changes with time
         steps = x.steps if body.half else x.sizes[0]
-        name = self._owner(param)
+        name = self.owner(param)
         config = plain_config(name, body, steps, x.sizes[0], str(x.expr.ty.dtype))
         weights = [
             self._pack(param, f"{name}.{kind}{i}", w)
@@ -202,14 +201,6 @@ class _Converter(BindingRewriter):
         if key not in self._packed:
             self._packed[key] = self.fresh_param(name, value)
         return self._packed[key]
-
-    def _owner(self, param: relax.Expr) -> str:
-        while self.name_of(param) is None:
-            inner = self.definition(param)
-            if not isinstance(inner, relax.Call) or not inner.args:
-                return "layer"
-            param = inner.args[0]
-        return layer_name(self.name_of(param) or "")
 
     def _neuron(self, var: relax.Var, call: relax.Call) -> None:
         x = self._images.get(call.args[0]) if self._is_var(call, 0) else None
@@ -254,7 +245,7 @@ class _Converter(BindingRewriter):
         old = self.static(expr)
         if old is not None and old.shape == value.shape:
             return self.get(expr)
-        return self._pack(expr, f"{self._owner(expr)}.channels_last", value)
+        return self._pack(expr, f"{self.owner(expr)}.channels_last", value)
 
     def _elementwise(self, call: relax.Call) -> Image | None:
         tensors = [a for a in call.args if isinstance(getattr(a, "ty", None), relax.TensorType)]

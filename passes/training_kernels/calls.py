@@ -23,11 +23,13 @@ from ttsnn.passes.training_kernels.lif_forward import (
     TrainedNeuron,
     lif_train_forward,
 )
+from ttsnn.passes.training_kernels.link import Link
+from ttsnn.passes.training_kernels.weight_map import WeightMap
 
-__all__ = ["StreamKernels"]
+__all__ = ["TrainingKernels", "dtype_of"]
 
 
-class StreamKernels(ABC):
+class TrainingKernels(ABC):
     """Emits calls into one block builder; kernels of equal shape are made once.
 
     Args:
@@ -41,6 +43,47 @@ class StreamKernels(ABC):
     @abstractmethod
     def arrays(self, shape: Shape, dtype: str, steps: int = 1) -> Arrays:
         """The target's loops over images of a shape."""
+
+    @abstractmethod
+    def rank_multiple(self, dtype: str) -> int:
+        """What ranks are rounded up to in memory."""
+
+    @abstractmethod
+    def conv(self, link: Link, x: relax.Var, sources: Sequence[relax.Expr]) -> relax.Var:
+        """A convolution of an image, which may be spikes as bytes.
+
+        Args:
+            link: the convolution.
+            x: the image.
+            sources: parameters of the layer's call.
+        """
+
+    @abstractmethod
+    def input_grad(self, link: Link, dy: relax.Var, sources: Sequence[relax.Expr]) -> relax.Var:
+        """Gradient to a convolution's input."""
+
+    @abstractmethod
+    def product_sums(self, link: Link, x: relax.Var, dy: relax.Var) -> relax.Var:
+        """Gradient of a convolution's weight [taps, Cin, Cout]; x may be spikes as bytes."""
+
+    @abstractmethod
+    def core_grads(self, map_: WeightMap, channels: tuple[int, int], dtype: str) -> PrimFunc:
+        """The function (dw [taps, *channels], gradients of the sources…)."""
+
+    def weight_grads(self, link: Link, x: relax.Var, dy: relax.Var) -> list[relax.Var]:
+        """Gradients of a convolution's parameters, in the order of ``link.sources``."""
+        return self.source_grads(link, self.product_sums(link, x, dy))
+
+    def source_grads(self, link: Link, dw: relax.Var) -> list[relax.Var]:
+        """Gradients of a convolution's parameters, from that of its weight."""
+        dtype, (_, cin, cout) = dtype_of(dw), _shape(dw)
+        return self.call(
+            ("core_grads", link.weight, (cin, cout), dtype),
+            lambda: self.core_grads(link.weight, (cin, cout), dtype),
+            [dw],
+            link.weight.shapes,
+            dtype,
+        )
 
     def call(
         self,
@@ -78,7 +121,7 @@ class StreamKernels(ABC):
         repeats: int = 1,
     ) -> list[relax.Var]:
         """(new running mean, new running variance, mean, 1/σ)."""
-        shape, dtype = _shape(x), _dtype(x)
+        shape, dtype = _shape(x), dtype_of(x)
         return self.call(
             ("batch_norm_stats", shape, dtype, epsilon, momentum, repeats),
             lambda: batch_norm_stats(self.arrays(shape, dtype), epsilon, momentum, repeats),
@@ -91,7 +134,7 @@ class StreamKernels(ABC):
         self, x: relax.Var, channel: Sequence[relax.Expr], side: relax.Var | None = None
     ) -> relax.Var:
         """Normalised x; ``channel`` is (gamma, beta, mean, 1/σ); ``side`` is added."""
-        shape, dtype = _shape(x), _dtype(x)
+        shape, dtype = _shape(x), dtype_of(x)
         return self.call(
             ("batch_norm_apply", shape, dtype, side is None),
             lambda: batch_norm_apply(self.arrays(shape, dtype), side is not None),
@@ -104,7 +147,7 @@ class StreamKernels(ABC):
         self, x: relax.Var, channel: Sequence[relax.Expr], dy: relax.Var
     ) -> list[relax.Var]:
         """(dgamma, dbeta); ``channel`` is (mean, 1/σ)."""
-        shape, dtype = _shape(x), _dtype(x)
+        shape, dtype = _shape(x), dtype_of(x)
         return self.call(
             ("batch_norm_sums", shape, dtype),
             lambda: batch_norm_sums(self.arrays(shape, dtype)),
@@ -115,7 +158,7 @@ class StreamKernels(ABC):
 
     def batch_norm_dx(self, x: relax.Var, args: Sequence[relax.Expr]) -> relax.Var:
         """Gradient to x; ``args`` are (gamma, mean, 1/σ, dy, dgamma, dbeta)."""
-        shape, dtype = _shape(x), _dtype(x)
+        shape, dtype = _shape(x), dtype_of(x)
         return self.call(
             ("batch_norm_dx", shape, dtype),
             lambda: batch_norm_dx(self.arrays(shape, dtype)),
@@ -128,7 +171,7 @@ class StreamKernels(ABC):
 
     def lif(self, neuron: TrainedNeuron, args: Sequence[relax.Expr]) -> list[relax.Var]:
         """(spikes[, membrane][, v_last]) of :func:`lif_train_forward`."""
-        shape, dtype = _shape(args[0]), _dtype(args[0])
+        shape, dtype = _shape(args[0]), dtype_of(args[0])
         shapes, dtypes = [shape], [SPIKE_BYTES if neuron.compact else dtype]
         if neuron.membrane:
             shapes.append(shape)
@@ -144,7 +187,7 @@ class StreamKernels(ABC):
 
     def lif_backward(self, neuron: TrainedNeuron, args: Sequence[relax.Expr]) -> list[relax.Var]:
         """(dx[, dv0][, dgamma, dbeta]) of :func:`lif_train_backward`."""
-        shape, dtype = _shape(args[0]), _dtype(args[0])
+        shape, dtype = _shape(args[0]), dtype_of(args[0])
         shapes = [shape, *([_state(shape, neuron)] if neuron.dv0 else [])]
         shapes += [shape[-1:]] * (2 if neuron.sums else 0)
         return self.call(
@@ -156,7 +199,8 @@ class StreamKernels(ABC):
         )
 
 
-def _dtype(x: relax.Expr) -> str:
+def dtype_of(x: relax.Expr) -> str:
+    """Of a tensor's elements."""
     return str(x.ty.dtype)
 
 

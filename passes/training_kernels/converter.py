@@ -35,7 +35,7 @@ class Converter:
     """
 
     def __init__(self, bb: relax.BlockBuilder, kernels: Any, func: relax.Function) -> None:
-        # a StreamKernels; targets have one with more
+        # a TrainingKernels; targets have one with more
         self.bb, self.k, self.func = bb, kernels, func
         self.bound = bindings_of(func)
         self.args = {p: relax.Var(p.name, p.ty) for p in func.params}

@@ -37,6 +37,11 @@ class Link:
         """What computes the result as it is stored."""
         return replace(self.stage, out_channels=self.stored[1])
 
+    @property
+    def whole(self) -> Stage:
+        """The convolution with all channels that its input and its result have in memory."""
+        return replace(self.forward, in_channels=self.stored[0])
+
 
 @dataclass(frozen=True)
 class Phase:

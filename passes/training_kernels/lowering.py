@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any, ClassVar
 
 import tvm
 from tvm import relax
 
-from ttsnn.ops import lif_attrs_of, tt_conv_attrs_of
+from ttsnn.ops import lif_attrs_of
 from ttsnn.passes.shapes import dims, known_dims
 from ttsnn.passes.static_values import op_name
 from ttsnn.passes.training_kernels.converter import Converter
@@ -21,7 +22,6 @@ from ttsnn.passes.training_kernels.features import (
 )
 from ttsnn.passes.training_kernels.images import BatchNormGrad, Image, NeuronGrad, Normalised
 from ttsnn.passes.training_kernels.lif_forward import TrainedNeuron
-from ttsnn.passes.training_kernels.link import Link, dense_link, tt_links
 
 __all__ = ["Lowering", "rewrite_functions"]
 
@@ -60,50 +60,20 @@ def rewrite_functions(
 
 
 class Lowering(Converter):
-    """Handlers of the operators, but for products; those are the subclasses'."""
+    """Handlers of the operators, but for products.
+
+    Attributes:
+        handlers: operator → method that converts a call of it; subclasses have more.
+    """
+
+    handlers: ClassVar[Mapping[str, Callable[..., Any]]]
 
     def convert(self, var: relax.Var, value: relax.Expr) -> Image | list | relax.Expr | bool | None:
         """By the operator's handler."""
-        handler = _HANDLERS.get(op_name(value))
+        handler = self.handlers.get(op_name(value))
         if handler is None and op_name(value) in _ELEMENTWISE:
             handler = Lowering._elementwise
         return None if handler is None else handler(self, var, value)
-
-    # -- convolutions ------------------------------------------------------------------------
-
-    def _link(self, shape: Sequence[int], size: tuple[int, int], call: relax.Call) -> Link:
-        """The dense convolution that a gradient's call belongs to."""
-        geometry = ([int(v) for v in call.attrs[n]] for n in ("strides", "padding", "dilation"))
-        return dense_link(tuple(shape), size, *geometry)
-
-    def _tt_parts(self, call: relax.Call) -> list[tuple[int, int, list[Link]]]:
-        """Ranges of images and the chain that they run."""
-        attrs = tt_conv_attrs_of(call)
-        shape = known_dims(call.args[0])
-        size, images = tuple(shape[-2:]), prod(shape[:-3])
-        shapes = [tuple(known_dims(g)) for g in call.args[1:5]]
-        pad = self.k.rank_multiple(str(call.args[0].ty.dtype))
-
-        def links(kind: str) -> list[Link]:
-            return tt_links(kind, attrs, shapes, size, pad)
-
-        if attrs.mode != "htt":
-            return [(0, images, links(attrs.mode))]
-        full = shape[0] if attrs.timesteps < 0 else attrs.timesteps
-        cut = full * (images // shape[0])
-        parts = [(0, cut, "ptt"), (cut, images, "half")]
-        return [(a, b, links(kind)) for a, b, kind in parts if a < b]
-
-    def _part(self, image: Image, begin: int, end: int) -> relax.Var:
-        if (begin, end) == (0, image.sizes[0]):
-            return image.expr
-        return self.bind(relax.op.strided_slice(image.expr, [1], [begin], [end]))
-
-    def _joined(self, parts: list[relax.Var], like: Image) -> Image:
-        out = parts[0]
-        if len(parts) > 1:
-            out = self.bind(relax.op.concat(parts, axis=1))
-        return replace(like, expr=out)
 
     # -- normalisation -----------------------------------------------------------------------
 
@@ -353,7 +323,7 @@ def _plain_options(options: dict) -> dict:
     }
 
 
-_HANDLERS = {
+Lowering.handlers = {
     "relax.snn.batch_norm_train": Lowering._batch_norm,
     "relax.snn.batch_norm_train_backward": Lowering._batch_norm_backward,
     "relax.snn.lif": Lowering._lif,

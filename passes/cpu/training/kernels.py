@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -29,11 +28,12 @@ from ttsnn.passes.layers.config import LayerConfig, Stage
 from ttsnn.passes.layers.panels import packed_channels
 from ttsnn.passes.shapes import known_dims
 from ttsnn.passes.training_kernels.arrays import Shape
-from ttsnn.passes.training_kernels.calls import StreamKernels
+from ttsnn.passes.training_kernels.calls import TrainingKernels, dtype_of
 from ttsnn.passes.training_kernels.images import BatchNormGrad
 from ttsnn.passes.training_kernels.link import Link, input_phases
+from ttsnn.passes.training_kernels.weight_map import WeightMap
 
-__all__ = ["TrainingKernels"]
+__all__ = ["CpuKernels"]
 
 UNITS_PER_THREAD = 2
 """Parts that a sum over pixels is split into, for each thread: a slow thread does less."""
@@ -45,7 +45,7 @@ IMAGE_BYTES = 1024 * 1024
 """Most that the gradients of such an image may take: the second-level cache."""
 
 
-class TrainingKernels(StreamKernels):
+class CpuKernels(TrainingKernels):
     """Emits calls into one block builder; kernels of equal shape are made once.
 
     Args:
@@ -64,10 +64,18 @@ class TrainingKernels(StreamKernels):
         return max(1, self.isa.lanes(dtype) // 2)
 
     def arrays(self, shape: Shape, dtype: str, steps: int = 1) -> CpuArrays:
-        """See :class:`StreamKernels`."""
+        """See :class:`TrainingKernels`."""
         return CpuArrays(shape, dtype, self.isa, self.units, steps)
 
     # -- convolutions ------------------------------------------------------------------------
+
+    def conv(self, link: Link, x: relax.Var, sources: Sequence[relax.Expr]) -> relax.Var:
+        """See :class:`TrainingKernels`."""
+        return self.chain([link], x, sources)[0]
+
+    def input_grad(self, link: Link, dy: relax.Var, sources: Sequence[relax.Expr]) -> relax.Var:
+        """See :class:`TrainingKernels`."""
+        return self.chain_input_grads([link], dy, sources)[0]
 
     def chain(
         self,
@@ -85,7 +93,7 @@ class TrainingKernels(StreamKernels):
             first: the first result that is wanted; None for those before it.
         """
         stages = [link.forward for link in links]
-        dtype = _dtype(sources[0])
+        dtype = dtype_of(sources[0])
         weights = [
             self._weight(link, stage, sources, False, None, dtype)
             for link, stage in zip(links, stages)
@@ -116,7 +124,7 @@ class TrainingKernels(StreamKernels):
         self, links: Sequence[Link], dy: relax.Var, sources: Sequence[relax.Expr]
     ) -> list[relax.Var]:
         """Gradients to the inputs of all links of a chain, the last link's first."""
-        dtype, back = _dtype(dy), list(reversed(links))
+        dtype, back = dtype_of(dy), list(reversed(links))
         if all(link.stage.strides == (1, 1) for link in links):
             stages = self._backward_stages(links)
             weights = [
@@ -132,7 +140,7 @@ class TrainingKernels(StreamKernels):
     def _strided_input_grad(
         self, link: Link, dy: relax.Var, sources: Sequence[relax.Expr]
     ) -> relax.Var:
-        dtype, parts = _dtype(dy), {}
+        dtype, parts = dtype_of(dy), {}
         for phase in input_phases(link):
             if phase.stage is not None:
                 order = None if len(phase.order) == len(link.stage.taps) else phase.order
@@ -165,14 +173,14 @@ class TrainingKernels(StreamKernels):
             dy: gradient of the chain's result, or of a batch norm's that reads it.
             sources: parameters of the chain's call.
         """
-        images, dtype, back = known_dims(inputs[0])[1], _dtype(sources[0]), list(reversed(links))
+        images, dtype, back = known_dims(inputs[0])[1], dtype_of(sources[0]), list(reversed(links))
         stages = self._backward_stages(links)
         config = self._config(stages, dtype)
         kinds = tuple(
             BackwardLink(
-                replace(k.stage, in_channels=k.stored[0], out_channels=k.stored[1]),
+                k.whole,
                 k.stage.in_channels,
-                _dtype(x) if i == 0 else dtype,
+                dtype_of(x) if i == 0 else dtype,
             )
             for i, (k, x) in enumerate(zip(links, inputs))
         )
@@ -199,26 +207,16 @@ class TrainingKernels(StreamKernels):
             shapes,
             dtype,
         )
-        return dx, [self._parameter_grads(k, dw) for k, dw in zip(links, dws)]
+        return dx, [self.source_grads(k, dw) for k, dw in zip(links, dws)]
 
-    def conv_weight_grads(self, link: Link, x: relax.Var, dy: relax.Var) -> list[relax.Var]:
-        """Gradients of the link's parameters, in the order of ``link.sources``."""
-        return self._parameter_grads(link, self.product_sums(link, x, dy))
-
-    def _parameter_grads(self, link: Link, dw: relax.Var) -> list[relax.Var]:
-        dtype, channels = _dtype(dw), (link.stage.in_channels, link.stored[1])
-        return self.call(
-            ("core_grads", link.weight, channels, dtype),
-            lambda: core_grads(link.weight, channels, dtype),
-            [dw],
-            link.weight.shapes,
-            dtype,
-        )
+    def core_grads(self, map_: WeightMap, channels: tuple[int, int], dtype: str) -> PrimFunc:
+        """See :class:`TrainingKernels`."""
+        return core_grads(map_, channels, dtype)
 
     def product_sums(self, link: Link, x: relax.Var, dy: relax.Var) -> relax.Var:
         """Gradient of the link's weight [taps, Cin, Cout], Cout as the result is stored."""
-        dtype, x_dtype, images = _dtype(dy), _dtype(x), known_dims(x)[1]
-        stage = replace(link.stage, in_channels=link.stored[0], out_channels=link.stored[1])
+        dtype, x_dtype, images = dtype_of(dy), dtype_of(x), known_dims(x)[1]
+        stage = link.whole
         rows = link.stage.in_channels  # channels beyond a rank are zero
         return self.call(
             ("weight_grad", stage, images, dtype, rows, x_dtype),
@@ -260,7 +258,7 @@ class TrainingKernels(StreamKernels):
         first: int = 0,
     ) -> list[relax.Var]:
         """Results of the stages from the ``first``-th on."""
-        images, x_type = known_dims(x)[1], (_dtype(x), known_dims(x)[-1])
+        images, x_type = known_dims(x)[1], (dtype_of(x), known_dims(x)[-1])
         config = self._config(stages, dtype)
 
         def make() -> PrimFunc:
@@ -295,7 +293,3 @@ class TrainingKernels(StreamKernels):
             dtype=dtype,
             packing=self._packing(dtype),
         )
-
-
-def _dtype(x: relax.Expr) -> str:
-    return str(x.ty.dtype)

@@ -55,14 +55,14 @@ class _Products:
         """``a w`` of [rows, k] and [k, n]."""
         x, size = self._image(a)
         k, n = known_dims(w)
-        (out,) = self.c.k.chain_input_grads([self._link(size, (k, n))], x, [w])
+        out = self.c.k.input_grad(self._link(size, (k, n)), x, [w])
         return self.c.reshape(out, (known_dims(a)[0], n))
 
     def times_transposed(self, a: relax.Expr, w: relax.Expr) -> relax.Var:
         """``a wᵀ`` of [rows, k] and [n, k]."""
         x, size = self._image(a)
         n, k = known_dims(w)
-        (out,) = self.c.k.chain([self._link(size, (n, k))], x, [w])
+        out = self.c.k.conv(self._link(size, (n, k)), x, [w])
         return self.c.reshape(out, (known_dims(a)[0], n))
 
     def transposed_times(self, a: relax.Expr, b: relax.Expr) -> relax.Var:

@@ -9,9 +9,10 @@ from tvm.ir import Expr
 from tvm.tirx import IntImm, Var
 
 from ttsnn.passes.layers.config import LifConfig, Stage
+from ttsnn.passes.layers.signature import LayerParams
 from ttsnn.passes.tir.body import i64
 
-__all__ = ["ConvParams", "ConvSpec", "Segment", "conv_params", "result_shapes"]
+__all__ = ["ConvSpec", "LayerParams", "Segment", "conv_params", "result_shapes"]
 
 
 @dataclass(frozen=True)
@@ -84,22 +85,11 @@ class ConvSpec:
         return self.lif is None and not rest and not first.still and self.residual_T in (0, self.T)
 
 
-@dataclass
-class ConvParams:
-    """Arguments of the kernel by name: x0, w0, x1, w1, bias, residual, v0; results by name."""
+def conv_params(spec: ConvSpec, batch: int | None) -> LayerParams:
+    """Declare the arguments x0, w0, x1, w1, bias, residual, v0, and the results.
 
-    operands: dict[str, Var]
-    results: dict[str, Var]
-    batch: Expr
-
-    @property
-    def all(self) -> list[Var]:
-        """In order."""
-        return [*self.operands.values(), *self.results.values()]
-
-
-def conv_params(spec: ConvSpec, batch: int | None) -> ConvParams:
-    """Declare the arguments; ``batch`` None makes it symbolic."""
+    ``batch`` None makes it symbolic.
+    """
     n: Expr = Var("n", "int64") if batch is None else IntImm("int64", batch)
     image = (n, *spec.stage.out_size, spec.stage.out_channels)
 
@@ -122,7 +112,7 @@ def conv_params(spec: ConvSpec, batch: int | None) -> ConvParams:
         name: declare(name, *made)
         for name, made in zip(spec.emit, result_shapes(spec, n), strict=True)
     }
-    return ConvParams(operands, results, n)
+    return LayerParams(operands, results, n)
 
 
 def result_shapes(spec: ConvSpec, batch: int | Expr) -> list[tuple[tuple[int | Expr, ...], str]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import tvm
 from tvm import relax
+from tvm.tirx import PrimFunc
 
 from ttsnn.passes.cuda.gpu import Gpu, gpu_of
 from ttsnn.passes.cuda.kernels.arrays import CudaArrays
@@ -18,12 +18,13 @@ from ttsnn.passes.cuda.kernels.weight_map import core_grads, tap_weight
 from ttsnn.passes.layers.config import Stage
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.shapes import known_dims
-from ttsnn.passes.static_values import op_name
 from ttsnn.passes.training_kernels.arrays import Shape
-from ttsnn.passes.training_kernels.calls import StreamKernels
+from ttsnn.passes.training_kernels.calls import TrainingKernels, dtype_of
+from ttsnn.passes.training_kernels.convolutions import ConvLowering
 from ttsnn.passes.training_kernels.images import Image
-from ttsnn.passes.training_kernels.link import Link, dense_link
-from ttsnn.passes.training_kernels.lowering import Lowering, rewrite_functions
+from ttsnn.passes.training_kernels.link import Link
+from ttsnn.passes.training_kernels.lowering import rewrite_functions
+from ttsnn.passes.training_kernels.weight_map import WeightMap
 
 __all__ = ["ToCudaTrainingKernels"]
 
@@ -55,7 +56,7 @@ class ToCudaTrainingKernels(ModulePass):
         return rewrite_functions(mod, bb, lambda func: _CudaLowering(bb, kernels, func))
 
 
-class _Kernels(StreamKernels):
+class _Kernels(TrainingKernels):
     """Emits calls into one block builder; kernels of equal shape are made once."""
 
     def __init__(self, bb: relax.BlockBuilder, gpu: Gpu, precision: str) -> None:
@@ -63,7 +64,7 @@ class _Kernels(StreamKernels):
         self.gpu, self.precision = gpu, precision
 
     def arrays(self, shape: Shape, dtype: str, steps: int = 1) -> CudaArrays:
-        """See :class:`StreamKernels`."""
+        """See :class:`TrainingKernels`."""
         return CudaArrays(shape, dtype, self.gpu, steps)
 
     def rank_multiple(self, dtype: str) -> int:
@@ -72,12 +73,12 @@ class _Kernels(StreamKernels):
 
     def conv(self, link: Link, x: relax.Var, cores: Sequence[relax.Expr]) -> relax.Var:
         """A convolution of an image, which may be spikes as bytes."""
-        stage, dtype = _stored(link), _dtype(cores[0])
+        stage, dtype = link.whole, dtype_of(cores[0])
         return self._conv(stage, x, self._weight(link, cores, stage, dtype, False), dtype)
 
     def input_grad(self, link: Link, dy: relax.Var, cores: Sequence[relax.Expr]) -> relax.Var:
         """Gradient to a convolution's input: of dy, its pixels a stride apart, mirrored."""
-        stage, dtype = _stored(link), _dtype(dy)
+        stage, dtype = link.whole, dtype_of(dy)
         back = Stage(
             tuple((-a, -b) for a, b in stage.taps),
             stage.out_size,
@@ -88,24 +89,20 @@ class _Kernels(StreamKernels):
         turned = self._weight(link, cores, back, dtype, True)
         return self._conv(back, dy, turned, dtype, stage.strides)
 
-    def weight_grads(self, link: Link, x: relax.Var, dy: relax.Var) -> list[relax.Var]:
-        """Gradients of a convolution's parameters; x may be spikes as bytes."""
-        stage, dtype, images = _stored(link), _dtype(dy), known_dims(x)[1]
-        channels = (stage.in_channels, stage.out_channels)
-        (dw,) = self.call(
-            ("weight_grad", stage, images, dtype, _dtype(x)),
-            lambda: weight_grad(stage, images, dtype, self.gpu, _dtype(x)),
-            [x, dy],
-            [(len(stage.taps), *channels)],
-            dtype,
-        )
+    def product_sums(self, link: Link, x: relax.Var, dy: relax.Var) -> relax.Var:
+        """See :class:`TrainingKernels`."""
+        stage, dtype, images = link.whole, dtype_of(dy), known_dims(x)[1]
         return self.call(
-            ("core_grads", link.weight, channels, dtype),
-            lambda: core_grads(link.weight, channels, dtype),
-            [dw],
-            link.weight.shapes,
+            ("weight_grad", stage, images, dtype, dtype_of(x)),
+            lambda: weight_grad(stage, images, dtype, self.gpu, dtype_of(x)),
+            [x, dy],
+            [(len(stage.taps), stage.in_channels, stage.out_channels)],
             dtype,
-        )
+        )[0]
+
+    def core_grads(self, map_: WeightMap, channels: tuple[int, int], dtype: str) -> PrimFunc:
+        """See :class:`TrainingKernels`."""
+        return core_grads(map_, channels, dtype)
 
     def _weight(
         self, link: Link, cores: Sequence[relax.Expr], stage: Stage, dtype: str, transposed: bool
@@ -129,7 +126,7 @@ class _Kernels(StreamKernels):
     ) -> relax.Var:
         """``apart`` as in :class:`Segment`."""
         images = known_dims(x)[1]
-        part = Segment(stage, 0, 1, 1, 0, _dtype(x), apart)
+        part = Segment(stage, 0, 1, 1, 0, dtype_of(x), apart)
         precision = self.precision if dtype == "float32" else "fp32"
         spec = ConvSpec(
             (part,), 1, False, 0, dtype, None, False, ("membrane",), dtype, dtype, precision
@@ -143,47 +140,8 @@ class _Kernels(StreamKernels):
         )[0]
 
 
-def _stored(link: Link) -> Stage:
-    """A link's convolution with the channels that its input and result have in memory."""
-    cin, cout = link.stored
-    return replace(link.stage, in_channels=cin, out_channels=cout)
-
-
-class _CudaLowering(Lowering):
-    """Convolutions, and their gradients."""
-
-    def convert(self, var: relax.Var, value: relax.Expr) -> Image | list | relax.Expr | bool | None:
-        """By the operator's handler."""
-        handler = _HANDLERS.get(op_name(value))
-        return super().convert(var, value) if handler is None else handler(self, var, value)
-
-    # -- convolutions ------------------------------------------------------------------------
-
-    def _conv(self, _var: relax.Var, call: relax.Call) -> Image | None:
-        a = call.attrs
-        layouts = (str(a.data_layout), str(a.kernel_layout), str(a.out_layout))
-        if int(a.groups) != 1 or layouts != ("NCHW", "OIHW", "NCHW"):
-            return None
-        x = self.known_image(call.args[0], compact=True)
-        geometry = ([int(v) for v in values] for values in (a.strides, a.padding, a.dilation))
-        link = dense_link(known_dims(call.args[1]), x.sizes[1:3], *geometry)
-        return replace(x, expr=self.k.conv(link, x.expr, [self.get(call.args[1])]))
-
-    def _conv_data(self, _var: relax.Var, call: relax.Call) -> Image | None:
-        w, dy = call.args
-        if int(call.attrs["groups"]) != 1:
-            return None
-        height, width = (int(s) for s in call.attrs["size"])
-        link = self._link(known_dims(w), (height, width), call)
-        image = self.known_image(dy)
-        return replace(image, expr=self.k.input_grad(link, image.expr, [self.get(w)]))
-
-    def _conv_weight(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
-        if int(call.attrs["groups"]) != 1:
-            return None
-        x, dy = self.known_image(call.args[0], compact=True), self.known_image(call.args[1])
-        link = self._link(known_dims(call), x.sizes[1:3], call)
-        return self.k.weight_grads(link, x.expr, dy.expr)[0]
+class _CudaLowering(ConvLowering):
+    """Chains of a tensor-train layer by a kernel for each link."""
 
     def _chain(
         self, call: relax.Call, part: int, links: list[Link], x: relax.Var
@@ -200,45 +158,28 @@ class _CudaLowering(Lowering):
             self.chains[key] = values
         return self.chains[key]
 
-    def _tt_conv(self, _var: relax.Var, call: relax.Call) -> Image:
-        x = self.known_image(call.args[0], compact=True)
-        parts = [
-            self._chain(call, i, links, self._part(x, begin, end))[-1]
-            for i, (begin, end, links) in enumerate(self._tt_parts(call))
-        ]
-        return self._joined(parts, x)
+    def chain_result(
+        self, call: relax.Call, part: int, links: list[Link], x: relax.Var
+    ) -> relax.Var:
+        """See :class:`ConvLowering`."""
+        return self._chain(call, part, links, x)[-1]
 
-    def _tt_backward(self, var: relax.Var, call: relax.Call) -> list:
-        x, dy = self.known_image(call.args[0], compact=True), self.known_image(call.args[5])
-        cores = [self.get(g) for g in call.args[1:5]]
-        to_x = (var, 0) in self.item_reads
-        grads: list[relax.Expr | None] = [None] * 4
-        parts = []
-        for i, (begin, end, links) in enumerate(self._tt_parts(call)):
-            values = self._chain(call, i, links, self._part(x, begin, end))
-            g = self._part(dy, begin, end)
-            for j in range(len(links) - 1, -1, -1):
-                link = links[j]
-                for source, new in zip(link.sources, self.k.weight_grads(link, values[j], g)):
-                    old = grads[source]
-                    grads[source] = new if old is None else self.bind(relax.op.add(old, new))
-                if j > 0 or to_x:
-                    g = self.k.input_grad(link, g, cores)
-            parts.append(g)
-        for i, core in enumerate(call.args[1:5]):
-            if grads[i] is None:
-                grads[i] = self.bind(relax.op.zeros(core.ty.shape, str(core.ty.dtype)))
-        return [self._joined(parts, x) if to_x else None, *grads]
-
-
-def _dtype(x: relax.Expr) -> str:
-    return str(x.ty.dtype)
-
-
-_HANDLERS = {
-    "relax.nn.conv2d": _CudaLowering._conv,
-    "relax.dense.conv2d_backward_data": _CudaLowering._conv_data,
-    "relax.dense.conv2d_backward_weight": _CudaLowering._conv_weight,
-    "relax.tt.conv2d": _CudaLowering._tt_conv,
-    "relax.tt.conv2d_backward": _CudaLowering._tt_backward,
-}
+    def chain_grads(
+        self,
+        call: relax.Call,
+        part: tuple[int, int, int],
+        links: list[Link],
+        x: Image,
+        to_x: bool,
+    ) -> tuple[relax.Var, list[list[relax.Var]]]:
+        """See :class:`ConvLowering`."""
+        number, begin, end = part
+        g = self._part(self.known_image(call.args[5]), begin, end)
+        cores = [self.get(c) for c in call.args[1:5]]
+        values = self._chain(call, number, links, self._part(x, begin, end))
+        grads = []
+        for j in range(len(links) - 1, -1, -1):
+            grads.append(self.k.weight_grads(links[j], values[j], g))
+            if j > 0 or to_x:
+                g = self.k.input_grad(links[j], g, cores)
+        return g, grads[::-1]

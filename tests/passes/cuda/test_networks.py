@@ -16,6 +16,7 @@ from ttsnn.program import params_of
 from ttsnn.targets import get_target
 
 from .emulated import emulated, run
+from .full_size import full_size
 
 SMALL = {"spiking_mlp": {}, "spiking_vgg9": {"image_size": 16}, "spiking_vgg11": {"image_size": 32}}
 
@@ -82,12 +83,7 @@ def test_every_kernel_of_the_zoo_is_bound(name, mode):
     """Full sizes, both programs of a step; nothing is left to the host, or to the fallback."""
     from ttsnn.passes.training import SGD, CrossEntropy, build_train_step
 
-    torch.manual_seed(0)
-    dataset = "digits" if name == "spiking_mlp" else "cifar10"
-    model = models.create(name, dataset, T=4).eval()
-    mod = import_model(model, example=models.example_input(model, batch=8))
-    if mode is not None:
-        mod = DecomposeToTT(make_plan(layer_infos(mod), "rank=8", mode, T=4), init="fresh")(mod)
+    mod = full_size(name, mode, rank=8, batch=8)
     target = get_target("cuda:arch=sm_90")
     step = build_train_step(mod, CrossEntropy(), SGD(momentum=0.9))
     for lowered in (target.lower(mod), target.lower_training(step)):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from ttsnn import models
 from ttsnn.cuda.toolkit import find_nvcc
-from ttsnn.frontend import import_model
-from ttsnn.passes import DecomposeToTT, layer_infos
 from ttsnn.passes.training import SGD, CrossEntropy, build_train_step
-from ttsnn.plans import make_plan
 from ttsnn.targets import get_target
+
+from .full_size import full_size
 
 FEW_BYTES = 16
 """A thread that parks this much once beside its loops loses nothing."""
@@ -23,12 +21,7 @@ FEW_BYTES = 16
 @pytest.mark.parametrize("mode", [None, "stt", "ptt", "htt"])
 @pytest.mark.parametrize("name", sorted(models.ZOO))
 def test_zoo(name, mode, phase):
-    torch.manual_seed(0)
-    dataset = "digits" if name == "spiking_mlp" else "cifar10"
-    model = models.create(name, dataset, T=4).eval()
-    mod = import_model(model, example=models.example_input(model, batch=32))
-    if mode is not None:
-        mod = DecomposeToTT(make_plan(layer_infos(mod), "rank=24", mode, T=4), init="fresh")(mod)
+    mod = full_size(name, mode, rank=24, batch=32)
     target = get_target("cuda:arch=sm_80+sm_90")
     if phase == "train":
         step = build_train_step(mod, CrossEntropy(), SGD(momentum=0.9))
