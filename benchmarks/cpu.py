@@ -28,6 +28,7 @@ import torch
 from peak import peak_gflops
 
 import ttsnn
+from ttsnn.cpus import available_cpus
 from ttsnn.sources import ModelOptions, resolve
 
 PEERS = (
@@ -57,7 +58,7 @@ def machine() -> dict[str, Any]:
     )
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cpus(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,

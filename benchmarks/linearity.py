@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 import ttsnn
-from ttsnn.runtime.threads import apply_threads
 from ttsnn.sources import ModelOptions, resolve
 
 
@@ -31,7 +30,8 @@ def compiled(args: argparse.Namespace, batch: int, T: int) -> tuple[Any, torch.T
     x = source.example(batch, "float32", 0)
     path = args.cache / f"{args.model}_{args.mode}_{batch}_{T}.ttsnn" if args.cache else None
     if path is None or not path.exists():
-        net = ttsnn.compile(source.module, x, plan=args.plan, mode=args.mode, out=path)
+        options = {"plan": args.plan, "mode": args.mode, "target": "cpu:num-cores=1"}
+        net = ttsnn.compile(source.module, x, out=path, **options)
         if path is None:
             return net, x
     return ttsnn.load(path), x
@@ -47,14 +47,13 @@ def pairs(args: argparse.Namespace) -> list[tuple[int, int]]:
 def measure(nets: dict[tuple[int, int], Any], rounds: int) -> dict[tuple[int, int], list[float]]:
     """Milliseconds of each call, by (batch, T)."""
     times: dict[tuple[int, int], list[float]] = {key: [] for key in nets}
-    apply_threads(1)
     for net, x in nets.values():
-        net(x)
+        net(x, threads=1)
     for _ in range(rounds):
         for key, (net, x) in nets.items():
             for _ in range(max(1, 8 // (key[0] * key[1]))):  # short calls several times
                 start = time.perf_counter()
-                net(x)
+                net(x, threads=1)
                 times[key].append(1e3 * (time.perf_counter() - start))
     return times
 

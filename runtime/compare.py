@@ -82,8 +82,8 @@ def compare(
     if dtype not in TOLERANCE:
         raise DataError(f"compare runs in float32 or float64, not {dtype!r}")
     names = parse_peers(against)
-    get_target(target)
     count = threads or default_threads()
+    chosen = get_target(target).for_threads(count)
     options = options or ModelOptions(seed=seed)
     with use_threads(count):
         say("building the PyTorch networks")
@@ -95,9 +95,9 @@ def compare(
         program = twins.program
         if twins.plan is not None:
             program = decompose(program, twins.plan, init=init, seed=seed)
-        net = build(program, target, name=source.name, plan=twins.plan)
+        net = build(program, chosen, name=source.name, plan=twins.plan)
         say("compiling with recorded spikes")
-        recording = build(program, target, name=source.name, record_spikes=True)
+        recording = build(program, chosen, name=source.name, record_spikes=True)
         result, layers = _agreement(recording, twins)
         del recording
         with tempfile.TemporaryDirectory(prefix="ttsnn-compare-") as folder:

@@ -20,11 +20,11 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from ttsnn.cpus import available_cpus
 from ttsnn.errors import DataError
 
 __all__ = [
     "apply_threads",
-    "available_cpus",
     "check_threads",
     "default_threads",
     "prepare",
@@ -34,13 +34,6 @@ __all__ = [
 _SPIN = 10_000
 _local = threading.local()
 _scope: int | None = None
-
-
-def available_cpus() -> int:
-    """Logical CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
 
 
 def prepare() -> None:

@@ -13,7 +13,7 @@ PARTS = {"models", "frontend", "passes", "accel_target", "runtime"}
 
 # A part → the parts of ttsnn that it may import. "core" is the files of src/ttsnn that need
 # neither PyTorch nor a compiler.
-CORE = {"errors", "specs", "files", "lif_attrs", "tt", "plans", "config"}
+CORE = {"errors", "specs", "files", "lif_attrs", "tt", "plans", "cpus"}
 ALLOWED = {
     "core": CORE,
     "cuda": CORE | {"cuda"},

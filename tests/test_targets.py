@@ -112,6 +112,19 @@ def test_code_for_another_cpu() -> None:
     assert all(k.scheduled for k in old.kernels(old.lower(mod)))
 
 
+def test_threads_of_one_image(monkeypatch) -> None:
+    def cores(target) -> int:
+        return int(target.tvm_target.attrs["num-cores"])
+
+    monkeypatch.setattr("ttsnn.passes.cpu.target.available_cpus", lambda: 5)
+    assert cores(get_target("cpu")) == 5
+    assert cores(get_target("cpu").for_threads(3)) == 3
+    assert cores(get_target("cpu:mcpu=x86-64-v3")) == 2
+    assert cores(get_target("cpu:num-cores=7").for_threads(3)) == 7
+    accelerator = get_target("ttsnn-accel")
+    assert accelerator.for_threads(3) is accelerator
+
+
 def test_registry() -> None:
     assert "cpu" in target_names()
     cpu = get_target("cpu", mcpu="x86-64-v3", num_cores=2)
@@ -132,6 +145,7 @@ def test_registry() -> None:
         ("cpu:mcpu=znver44", "no mcpu 'znver44'"),
         ("cpu:fast", "'fast' is no option"),
         ("cpu:num-cores=many", "num-cores must be a number"),
+        ("cpu:num-cores=0", "num-cores must be a number"),
     ],
 )
 def test_bad_targets_are_refused(spec: str, message: str) -> None:

@@ -9,6 +9,7 @@ import tvm
 from tvm import relax
 from tvm.target import codegen
 
+from ttsnn.cpus import available_cpus
 from ttsnn.debugging import instruments
 from ttsnn.errors import TargetError
 from ttsnn.passes.cpu.any_alignment import ALIGNMENT
@@ -16,6 +17,7 @@ from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.machine_code import machine_code
 from ttsnn.passes.cpu.pipeline import lower_passes
 from ttsnn.passes.cpu.planned_memory import planned_bytes
+from ttsnn.passes.cpu.rules.layer import DEFAULT_THREADS
 from ttsnn.passes.cpu.training.pipeline import training_passes
 from ttsnn.passes.cpu.tuning import LayerTask, layer_tasks
 from ttsnn.passes.cpu.tuning.tuned import BestOf, TunedLayers, tuned_layers
@@ -34,7 +36,9 @@ class CpuTarget(Target):
     Args:
         options: ``mcpu`` (as LLVM names it: ``x86-64-v3``, ``znver4``, ``apple-m1``; default:
             this machine's), ``mtriple`` (default: this machine's, or the one of ``mcpu``'s
-            architecture where given), ``mattr`` (``+avx2,-avx512f``), ``num-cores``.
+            architecture where given), ``mattr`` (``+avx2,-avx512f``), ``num-cores`` (threads that
+            the work of one image is cut for; default: this process's CPUs, 2 for another
+            ``mcpu`` or ``mtriple``).
 
     Raises:
         TargetError: for an unknown option or CPU.
@@ -64,14 +68,23 @@ class CpuTarget(Target):
             )
         if given.get("mattr"):
             config["mattr"] = [a for a in given["mattr"].replace(";", ",").split(",") if a]
-        if given.get("num-cores"):
-            try:
-                config["num-cores"] = int(given["num-cores"])
-            except ValueError:
-                raise TargetError(
-                    f"target cpu: num-cores must be a number, got {given['num-cores']!r}"
-                ) from None
+        cores = given.get("num-cores") or self._default_cores()
+        if not str(cores).isdigit() or int(cores) < 1:
+            raise TargetError(
+                f"target cpu: num-cores must be a number of at least 1, got {cores!r}"
+            )
+        config["num-cores"] = int(cores)
         self.tvm_target = tvm.target.Target(config, host=config)
+
+    def _default_cores(self) -> int:
+        there = self.options.get("mcpu") or self.options.get("mtriple")
+        return DEFAULT_THREADS if there else available_cpus()
+
+    def for_threads(self, count: int) -> CpuTarget:
+        """See :meth:`Target.for_threads`."""
+        if self.options.get("num-cores"):
+            return self
+        return CpuTarget(self.options | {"num-cores": str(count)})
 
     def lower(
         self,

@@ -109,6 +109,12 @@ class Target(ABC):
         """
         raise TargetError(f"target {self.name} cannot train; compile for cpu")
 
+    def for_threads(self, count: int) -> Target:
+        """This target for code that runs on ``count`` CPU threads, where it has such an option
+        and nobody said otherwise.
+        """
+        return self
+
     def tuning_identity(self) -> dict[str, str]:
         """What the records of :func:`ttsnn.tune` depend on, as words; their database is named so.
 

@@ -23,7 +23,7 @@ from ttsnn.passes.cpu.kernels.tiles import default_tiles, whole_image_tiles
 from ttsnn.passes.cpu.kernels.train_chain import kept_shapes, train_chain
 from ttsnn.passes.cpu.kernels.weight_grad import weight_grad
 from ttsnn.passes.cpu.kernels.weight_map import core_grads, packed_weight
-from ttsnn.passes.cpu.rules.layer import DEFAULT_THREADS
+from ttsnn.passes.cpu.rules.layer import threads_of
 from ttsnn.passes.layers.config import LayerConfig, Stage
 from ttsnn.passes.layers.panels import packed_channels
 from ttsnn.passes.shapes import known_dims
@@ -56,7 +56,7 @@ class CpuKernels(TrainingKernels):
     def __init__(self, bb: relax.BlockBuilder, target: tvm.target.Target) -> None:
         super().__init__(bb)
         self.isa = isa_of(target)
-        self.threads = int(target.attrs.get("num-cores", 0)) or DEFAULT_THREADS
+        self.threads = threads_of(target)
         self.units = UNITS_PER_THREAD * self.threads
 
     def rank_multiple(self, dtype: str) -> int:

@@ -123,8 +123,9 @@ def _optional() -> list[Check]:
 
 
 def _cpu() -> Check:
+    from ttsnn.cpus import available_cpus
     from ttsnn.runtime.cpu import cpu_features, cpu_model
-    from ttsnn.runtime.threads import available_cpus, default_threads
+    from ttsnn.runtime.threads import default_threads
 
     features = cpu_features() or frozenset()
     vectors = next(

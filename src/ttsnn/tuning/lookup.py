@@ -69,7 +69,8 @@ class _Best:
 
     def __init__(self, records: list[Any], target: Target) -> None:
         self.target = target.tvm_target
-        self.threads = int(self.target.attrs.get("num-cores", 0)) or default_threads()
+        said = target.options.get("num-cores")
+        self.threads = int(said) if said else default_threads()
         self.known = timings_of(records)
         self.batches: dict[str, list[int]] = {}
         for key in self.known:

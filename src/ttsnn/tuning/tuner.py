@@ -17,10 +17,10 @@ import psutil
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
+from ttsnn.cpus import available_cpus
 from ttsnn.errors import TuningError
 from ttsnn.passes.cpu.tuning import LayerTask
 from ttsnn.passes.cpu.tuning.kernel import CHOICE, build_candidate
-from ttsnn.runtime.threads import available_cpus
 from ttsnn.tuning.best import FAILED_S, Timing, Timings, contender, pick, timings_of
 from ttsnn.tuning.database import TuningDatabase
 from ttsnn.tuning.measure import start_builder, start_runner
