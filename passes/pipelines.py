@@ -11,6 +11,7 @@ from ttsnn.passes.fold_batch_norm import FoldBatchNorm
 from ttsnn.passes.hoist_time_invariant import HoistTimeInvariant
 from ttsnn.passes.layers.channels_last import ToChannelsLast
 from ttsnn.passes.layers.fuse_layers import FuseLayers
+from ttsnn.passes.plan_memory import PlanMemory
 from ttsnn.passes.prune import Prune
 from ttsnn.passes.schedule_contractions import CostModel, ScheduleContractions
 
@@ -111,7 +112,7 @@ def build_passes(*, cuda_graph: bool = False, plan_memory: bool = True) -> Passe
         t.RemovePurityChecking(),
         t.CallTIRRewrite(),
         # reuse of buffers: after calls have explicit destinations
-        *([t.StaticPlanBlockMemory()] if plan_memory else []),
+        *([PlanMemory()] if plan_memory else []),
         # after the plan: only buffers of fixed size can be captured
         *([t.RewriteCUDAGraph()] if cuda_graph else []),
         t.LowerAllocTensor(),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from ttsnn.passes.plan_memory import PlanMemory
+
 __all__ = ["planned_bytes"]
 
 _STORAGE = "relax.memory.alloc_storage"
@@ -23,7 +25,7 @@ def planned_bytes(mod: tvm.IRModule) -> dict[str, int]:
         t.ToNonDataflow(),
         t.RemovePurityChecking(),
         t.CallTIRRewrite(),
-        t.StaticPlanBlockMemory(),
+        PlanMemory(),
     ):
         mod = step(mod)
     return {
