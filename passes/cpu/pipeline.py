@@ -9,6 +9,7 @@ import tvm
 from ttsnn.passes import pipelines
 from ttsnn.passes.cpu.any_alignment import AnyAlignment
 from ttsnn.passes.cpu.cost import CpuCost
+from ttsnn.passes.cpu.depth_first import DepthFirst
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.pack_weights import PackWeights, TilesOf
 from ttsnn.passes.cpu.rules import RULES
@@ -35,6 +36,8 @@ def lower_passes(
         *pipelines.graph_passes(),
         *fuse_passes(target, forms),
         PackWeights(target, tiles),
+        # after packing: the groups share their weights, and tiles are those of the whole batch
+        DepthFirst(target),
         *pipelines.operator_passes(),
         ScheduleKernels(RULES, target),
         # after the rules, which may make their own functions
