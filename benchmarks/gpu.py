@@ -1,4 +1,4 @@
-"""Inference and training steps on a GPU: ttsnn against PyTorch, in two parts, and an estimate.
+"""Inference and training steps on a GPU: ttsnn against PyTorch, in two parts; an estimate; a plot.
 
 ``compile`` needs TVM's compiler and nvcc (or NVRTC), but no GPU: it writes a folder with the
 compiled cases. ``run`` needs a GPU, PyTorch, and TVM's *runtime* alone (as in an exported bundle,
@@ -8,6 +8,11 @@ the same weights.
     python benchmarks/gpu.py compile cases --archs sm_80+sm_90
     python benchmarks/gpu.py compile cases --networks ms_resnet18 --modes ptt --batches 32
     python benchmarks/gpu.py run cases --out benchmarks/results/gpu.json
+    python benchmarks/gpu.py plot benchmarks/results/gpu.json
+
+Peers: ``eager_loop``, layer by layer in a loop over time, as published code runs;
+``eager_folded``, time in the batch; ``inductor``, that by ``torch.compile``; ``spikingjelly``,
+time in the batch with SpikingJelly's neurons (Triton's on a GPU), where it is installed.
 
 ``roofline`` prints, for one case, what the kernels compute and touch, and the time below which a
 GPU of the data sheet cannot stay:
@@ -27,7 +32,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +47,9 @@ LIMITS = {
 }
 PRECISIONS = ("fp32", "tf32", "bf16")
 RATE_OF = {"fp32": 0, "tf32": 1}
-PEERS = ("eager_loop", "eager_folded", "inductor")
+PEERS = ("eager_loop", "eager_folded", "inductor", "spikingjelly")
+LABEL = ("network", "mode", "batch", "T", "precision")
+LR, MOMENTUM = 0.01, 0.9
 LAUNCH = 2e-6  # seconds of the smallest kernel
 
 
@@ -103,6 +109,16 @@ def imported(case: Case, rule: str) -> tuple[torch.nn.Module, Any, Any]:
     return model, import_model(model, example=x), plan
 
 
+def lowered_of(case: Case, program: Any, target: Any) -> Any:
+    """The kernels of a case, before they are compiled."""
+    from ttsnn.passes.training import SGD, CrossEntropy, build_train_step
+
+    if case.phase == "inference":
+        return target.lower(program)
+    step = build_train_step(program, CrossEntropy(), SGD(momentum=MOMENTUM))
+    return target.lower_training(step)
+
+
 def compile_case(
     case: Case, folder: Path, archs: str, rule: str = "paper", target_name: str = "cuda"
 ) -> dict[str, Any]:
@@ -111,37 +127,31 @@ def compile_case(
 
     from ttsnn.driver import build
     from ttsnn.passes.traffic import traffic
+    from ttsnn.passes.training import SGD, CrossEntropy
+    from ttsnn.runtime.step_file import save_step
+    from ttsnn.runtime.training.step import TrainStep
     from ttsnn.targets import get_target
 
     model, program, plan = imported(case, rule)
     target = get_target(f"{target_name}:arch={archs},precision={case.precision}")
+    file = folder / f"{case.name}.ttsnn"
     start = time.perf_counter()
-    about: dict[str, Any] = {"plan": None if plan is None else plan.to_json()}
     if case.phase == "inference":
-        net = build(program, target, name=case.name)
-        net.save(folder / f"{case.name}.ttsnn")
-        lowered = net.program
-        about["macs"] = net.manifest.executed_macs * case.batch
+        build(program, target, name=case.name).save(file)
     else:
-        lowered, about["slots"] = training_step(program, target, folder / f"{case.name}.so")
-        about["macs"] = sum(k.macs for k in traffic(lowered))
-    about["bytes"] = sum(k.bytes for k in traffic(lowered))
-    about["compile_s"] = time.perf_counter() - start
+        step = TrainStep(program, CrossEntropy(), SGD(momentum=MOMENTUM), target=target)
+        save_step(step, file, model=case.name)
+    seconds = time.perf_counter() - start
+    kernels = traffic(lowered_of(case, program, target))
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / f"{case.name}.safetensors")
-    return asdict(case) | about
-
-
-def training_step(program: Any, target: Any, path: Path) -> tuple[Any, dict[str, Any]]:
-    """Compile one whole step to a library; its lowered form, and its arguments and results."""
-    from ttsnn.passes.training import SGD, CrossEntropy, Manifest, build_train_step
-
-    step = build_train_step(program, CrossEntropy(), SGD(momentum=0.9))
-    signature = Manifest.of(step).functions["main"]
-    lowered = target.lower_training(step)
-    target.build(lowered).export_library(str(path))
-    sides = {"arguments": signature.arguments, "results": signature.results}
-    return lowered, {k: [asdict(s) for s in v] for k, v in sides.items()}
+    return asdict(case) | {
+        "plan": None if plan is None else plan.to_json(),
+        "macs": sum(k.macs for k in kernels),
+        "bytes": sum(k.bytes for k in kernels),
+        "launches": sum(k.calls for k in kernels),
+        "compile_s": seconds,
+    }
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -176,7 +186,7 @@ def contenders(
             with torch.inference_mode(), torch.autocast(device, dtype, enabled=bf16):
                 return call(x)
 
-        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM)
 
         def train() -> Any:
             optimizer.zero_grad(set_to_none=True)
@@ -192,65 +202,59 @@ def contenders(
     def peer(name: str) -> Callable[[], Any]:
         model = fresh()
         set_time_execution(model, "loop" if name == "eager_loop" else "folded")
+        if name == "spikingjelly":
+            return eager(model, with_spikingjelly(model))
         return eager(model, torch.compile(model) if name == "inductor" else model)
 
     made: dict[str, Callable[[], Callable[[], Any]]] = {
-        "ttsnn": lambda: ours(case, about, folder, x, labels, state),
+        "ttsnn": lambda: ours(case, folder, x, labels),
         **{name: partial(peer, name) for name in PEERS},
     }
     return {name: make for name, make in made.items() if name in wanted}
 
 
-def ours(
-    case: Case, about: dict[str, Any], folder: Path, x: Any, labels: Any, state: dict[str, Any]
-) -> Callable[[], Any]:
+def with_spikingjelly(model: torch.nn.Module) -> Callable[[torch.Tensor], Any]:
+    """Put SpikingJelly's neurons, over all timesteps, in place of ours; what calls the network.
+
+    They fire at the threshold too, where ours fire above it, and have the arctan surrogate: for
+    our rectangle SpikingJelly has no Triton kernel. So gradients differ; what is measured is time.
+    """
+    from spikingjelly.activation_based import functional, neuron, surrogate
+
+    from ttsnn.models import LIF
+
+    def node(lif: LIF) -> torch.nn.Module:
+        a = lif.attrs
+        if (a.form, a.reset, a.reset_timing) != ("multiply", "hard", "after_fire"):
+            raise ValueError(f"no SpikingJelly neuron for {lif}")
+        settings: dict[str, Any] = {"v_threshold": a.v_threshold, "v_reset": a.v_reset}
+        settings |= {"tau": 1 / (1 - a.decay), "decay_input": False, "step_mode": "m"}
+        settings["surrogate_function"] = surrogate.ATan()
+        return neuron.LIFNode(detach_reset=a.detach_reset, **settings)
+
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, LIF):
+                setattr(parent, name, node(child))
+
+    def call(x: torch.Tensor) -> Any:
+        functional.reset_net(model)
+        return model(x)
+
+    return call
+
+
+def ours(case: Case, folder: Path, x: Any, labels: Any) -> Callable[[], Any]:
     """The compiled program."""
-    import tvm
-    import tvm_ffi
+    from ttsnn.runtime.net import load
+    from ttsnn.runtime.step_file import load_step
 
-    import ttsnn
-
+    file = folder / f"{case.name}.ttsnn"
     if case.phase == "inference":
-        net = ttsnn.load(folder / f"{case.name}.ttsnn")
+        net = load(file)
         return lambda: net(x)
-    from ttsnn.cuda import emulator
-    from ttsnn.cuda.runtime import require_device
-
-    if x.is_cuda:
-        device = require_device((), case.name)
-    else:
-        emulator.enable()
-        device = tvm.cuda(0)
-    library = tvm.runtime.load_module(str(folder / f"{case.name}.so"))
-    machine = tvm.runtime.vm.VirtualMachine(library, device)
-    given = {"input": x, "label": labels}
-
-    def first(slot: dict[str, Any]) -> torch.Tensor:
-        dtype = getattr(torch, slot["dtype"])
-        value = given.get(slot["role"])
-        value = state.get(slot["name"]) if value is None else value
-        if value is None:  # momentum starts at zero; a learning rate is a number
-            value = torch.full(slot["shape"], 0.0 if slot["shape"] else 0.01)
-        return value.to(x.device, dtype).reshape(slot["shape"]).contiguous()
-
-    def shared(value: torch.Tensor) -> Any:
-        if value.is_cuda:
-            return tvm_ffi.from_dlpack(value)
-        return tvm.runtime.tensor(value.numpy(), device)
-
-    slots = about["slots"]["arguments"]
-    values = {(s["role"], s["name"]): shared(first(s)) for s in slots}
-    order = [(s["role"], s["name"]) for s in slots]
-    names = [(s["role"], s["name"]) for s in about["slots"]["results"]]
-
-    def step() -> Any:
-        with tvm_ffi.use_torch_stream() if x.is_cuda else nullcontext():
-            results = dict(zip(names, machine["main"](*(values[k] for k in order)), strict=True))
-        values.update({k: v for k, v in results.items() if k in values})
-        loss = next(v for (role, _), v in results.items() if role == "loss")
-        return torch.from_dlpack(loss) if x.is_cuda else torch.as_tensor(loss.numpy())
-
-    return step
+    step = load_step(file)
+    return lambda: step(x, labels, LR)[0]
 
 
 class Clock:
@@ -337,7 +341,8 @@ def run_case(
     case = case_of(about)
     makers = contenders(case, about, folder, args.device, tuple(args.contenders.split(",")))
     found, first, errors = measure(makers, Clock(args.device), args.repeats, args.inner)
-    row: dict[str, Any] = asdict(case) | {"compile_s": about["compile_s"], "results": found}
+    row: dict[str, Any] = asdict(case) | {k: about[k] for k in ("compile_s", "launches")}
+    row["results"] = found
     if case.phase == "inference" and {"ttsnn", "eager_folded"} <= first.keys():
         mine, theirs = first["ttsnn"], first["eager_folded"]
         row["max_abs_error"] = float((mine.float() - theirs.float()).abs().max())
@@ -398,25 +403,13 @@ def compile_all(args: argparse.Namespace) -> int:
 def roofline(args: argparse.Namespace) -> int:
     """Print what bounds each kind of kernel of one case, on a GPU of the data sheets."""
     from ttsnn.passes.traffic import traffic
-    from ttsnn.passes.training import SGD, CrossEntropy, build_train_step
     from ttsnn.targets import get_target
 
-    case = Case(
-        args.phase,
-        args.network,
-        args.mode,
-        args.batch,
-        args.timesteps,
-        args.precision,
-        args.dataset,
-    )
+    sizes = (args.batch, args.timesteps, args.precision, args.dataset)
+    case = Case(args.phase, args.network, args.mode, *sizes)
     _, program, _ = imported(case, args.plan)
     target = get_target(f"cuda:arch=sm_90,precision={case.precision}")
-    if case.phase == "train":
-        step = build_train_step(program, CrossEntropy(), SGD(momentum=0.9))
-        lowered = target.lower_training(step)
-    else:
-        lowered = target.lower(program)
+    lowered = lowered_of(case, program, target)
     limit = LIMITS[args.gpu]
     rates = limit[RATE_OF.get(case.precision, 2)] / 2, limit[3]
     rows: dict[str, list[float]] = {}
@@ -433,8 +426,43 @@ def roofline(args: argparse.Namespace) -> int:
     return 0
 
 
+def plot(args: argparse.Namespace) -> int:
+    """Draw how many times faster than each peer every case ran, a panel for each phase."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    report = json.loads(args.results.read_text())
+    rows = [r for r in report["rows"] if len(r["results"]) > 1 and "ttsnn" in r["results"]]
+    if not rows:
+        print(f"benchmarks/gpu.py plot: {args.results} has no case of ttsnn beside a peer")
+        return 2
+    phases = list(dict.fromkeys(r["phase"] for r in rows))
+    most = max(sum(r["phase"] == p for r in rows) for p in phases)
+    size = (max(7.0, 0.8 * most + 2), 4.5 * len(phases))
+    figure, panels = plt.subplots(len(phases), 1, figsize=size, squeeze=False)
+    for axes, phase in zip(panels[:, 0], phases, strict=True):
+        chosen = [r for r in rows if r["phase"] == phase]
+        for i, peer in enumerate(PEERS):
+            times = [(k, r["results"]) for k, r in enumerate(chosen) if peer in r["results"]]
+            places = [k + (i + 0.5) / (len(PEERS) + 1) for k, _ in times]
+            ratios = [t[peer]["ms"] / t["ttsnn"]["ms"] for _, t in times]
+            axes.bar(places, ratios, 1 / (len(PEERS) + 1), label=peer)
+        axes.axhline(1, color="black", linewidth=0.8)
+        names = ["\n".join(str(r[k]) for k in LABEL) for r in chosen]
+        axes.set_xticks([k + 0.5 for k in range(len(chosen))], names, fontsize=7)
+        axes.set_yscale("log", base=2)
+        title = f"{phase}, {report['device']}; network, mode, batch, T, precision"
+        axes.set(title=title, ylabel="time of the peer / time of ttsnn")
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(args.out or args.results.with_suffix(".png"), dpi=110)
+    return 0
+
+
 def main() -> int:
-    """Both parts."""
+    """All parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = parser.add_subparsers(dest="part", required=True)
     first = parts.add_parser("compile", help="on any machine with TVM's compiler and nvcc")
@@ -471,8 +499,12 @@ def main() -> int:
     third.add_argument("--timesteps", type=int, default=6)
     third.add_argument("--precision", default="fp32")
     third.add_argument("--dataset", default="ncaltech101")
+    fourth = parts.add_parser("plot", help="draw what run measured; needs matplotlib")
+    fourth.add_argument("results", type=Path)
+    fourth.add_argument("--out", type=Path, help="(default: beside the results, .png)")
     args = parser.parse_args()
-    return {"compile": compile_all, "run": run, "roofline": roofline}[args.part](args)
+    chosen = {"compile": compile_all, "run": run, "roofline": roofline, "plot": plot}
+    return chosen[args.part](args)
 
 
 if __name__ == "__main__":

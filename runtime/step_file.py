@@ -48,6 +48,7 @@ class Step:
         self._initial = values
         self._machine = self.place.machine(module)
         self._function = self._machine["main"]
+        self._lr: tuple[Any, Any] = (None, None)
         self.reset()
 
     def reset(self) -> None:
@@ -83,15 +84,16 @@ class Step:
             DeviceError: the device fails.
         """
         given = {"input": x, "label": labels}
-        numbers = {"lr": np.float64(np.asarray(lr).item()), "step": np.int64(self.updates + 1)}
         arguments = []
         for slot in self._arguments:
             if slot["role"] in _GIVEN:
                 spec = TensorSpec(slot["name"], tuple(slot["shape"]), slot["dtype"])
                 value = given[slot["role"]]
                 arguments.append(as_tensor(value, spec, {}, self.manifest.alignment, self.place))
-            elif slot["role"] in numbers:
-                number = np.asarray(numbers[slot["role"]], slot["dtype"])
+            elif slot["role"] == "lr":
+                arguments.append(self._rate(np.asarray(np.asarray(lr).item(), slot["dtype"])))
+            elif slot["role"] == "step":
+                number = np.asarray(self.updates + 1, slot["dtype"])
                 arguments.append(self.place.upload(number))
             else:
                 arguments.append(self._values[slot["name"]])
@@ -107,6 +109,12 @@ class Step:
                 told.setdefault(slot["role"], value)
         self.updates += 1
         return tuple(from_tensor(told[k], kind, self.place) for k in ("loss", "output"))
+
+    def _rate(self, lr: np.ndarray) -> Any:
+        """The learning rate on the device; copied where it changes, as a copy waits for the GPU."""
+        if self._lr[0] != lr:
+            self._lr = lr, self.place.upload(lr)
+        return self._lr[1]
 
 
 def load_step(path: str | os.PathLike) -> Step:

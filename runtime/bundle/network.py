@@ -1,4 +1,7 @@
-"""A network as a bundle: compiled, with an input and the results of this machine's CPU."""
+"""A network as a bundle: compiled, with an input and the results of this machine's CPU.
+
+With it, where asked for, its training step: cross-entropy and SGD with momentum 0.9.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ _TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 # A spike that flips where sums are rounded otherwise changes the logits of a random network by
 # about this much.
 _OTHER_DEVICE = {"float64": 1e-6, "float32": 2e-2}
+_LR, _MOMENTUM = 0.01, 0.9
 
 
 def write_network(
@@ -30,6 +34,7 @@ def write_network(
     extra: Sequence[Path] = (),
     seed: int = 0,
     batch: int = 1,
+    training: bool = False,
     **settings: Any,
 ) -> tuple[int, str]:
     """Bundle one network, see :mod:`ttsnn.runtime.bundle`.
@@ -42,6 +47,7 @@ def write_network(
         extra: further files and folders to take along.
         seed: of weights, fresh cores and the input.
         batch: samples of the stored input.
+        training: take its training step along too, as ``NAME_step``.
         settings: of :func:`ttsnn.compile`.
 
     Returns:
@@ -49,6 +55,7 @@ def write_network(
 
     Raises:
         ArtifactError: it cannot be written; a file for a GPU that this machine does not have.
+        ModelImportError: a training step of something that cannot be trained.
     """
     from ttsnn import driver
     from ttsnn.runtime.net import load
@@ -57,6 +64,11 @@ def write_network(
     for path in extra:
         if not path.exists():
             raise ArtifactError(f"{path}: no such file or folder to take along")
+    if training and (str(model).endswith(".ttsnn") or settings.get("dynamic_batch")):
+        raise ArtifactError(
+            "bundle: a training step is compiled from the network itself, for one batch size: "
+            "give a zoo name or package.module:factory, without --dynamic-batch"
+        )
     with tempfile.TemporaryDirectory(prefix="ttsnn-") as temporary:
         if str(model).endswith(".ttsnn"):
             path = Path(str(model))
@@ -76,9 +88,43 @@ def write_network(
         results = reference(*inputs)
         outputs = list(results) if isinstance(results, tuple) else [results]
         limits = _TOLERANCE if net is reference else _OTHER_DEVICE
-        bundled = BundledNet(path, inputs, outputs, limits[reference.outputs[0].dtype])
-        size = write_bundle(folder, {net.manifest.model: bundled}, python=python, extra=extra)
+        name = net.manifest.model
+        nets = {name: BundledNet(path, inputs, outputs, limits[reference.outputs[0].dtype])}
+        if training:
+            file = Path(temporary) / "step.ttsnn"
+            nets[f"{name}_step"] = _step(file, model, name, target, seed, batch, **settings)
+        size = write_bundle(folder, nets, python=python, extra=extra)
     return size, net.manifest.target["name"]
+
+
+def _step(
+    path: Path, model: Any, name: str, target: str, seed: int, batch: int, **settings: Any
+) -> BundledNet:
+    """Compile a training step for the target; its first update is checked against the CPU's."""
+    from ttsnn.passes.training import SGD, CrossEntropy
+    from ttsnn.runtime.step_file import save_step
+    from ttsnn.runtime.training.network import network_of, trained_names
+    from ttsnn.runtime.training.step import TrainStep
+
+    kept = {k: v for k, v in settings.items() if k in ("plan", "mode", "init", "dtype", "options")}
+    network = network_of(model, seed=seed, **kept)
+    x = network.source.example(batch, settings.get("dtype") or "float32", seed)
+    program, trained = network.program(x), trained_names(network.module)
+
+    def compiled(where: str) -> TrainStep:
+        return TrainStep(
+            program, CrossEntropy(), SGD(momentum=_MOMENTUM), params=trained, target=where
+        )
+
+    step = compiled(target)
+    save_step(step, path, model=name)
+    reference = step if step.target.name == "cpu" else compiled("cpu")
+    labels = np.random.default_rng(seed).integers(0, step.logits.shape[-1], batch)
+    _, told = reference(reference.state(), x, labels, _LR)
+    dtype = step.logits.dtype
+    limits = _TOLERANCE if reference is step else _OTHER_DEVICE
+    results = [np.asarray(told.loss, dtype), told.logits]
+    return BundledNet(path, [x.numpy(), labels, np.asarray(_LR)], results, limits[dtype])
 
 
 def _inputs(net: Any, batch: int, seed: int) -> list[np.ndarray]:

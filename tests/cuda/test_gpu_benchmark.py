@@ -38,11 +38,18 @@ def test_cases_run(gpu, monkeypatch, tmp_path, capsys):
     rows = json.loads(out.read_text())["rows"]
     assert [r["phase"] for r in rows] == ["inference", "train"]
     for row in rows:
-        assert set(row["results"]) == {"ttsnn", "eager_loop", "eager_folded"}
+        installed = {"spikingjelly"} if importlib.util.find_spec("spikingjelly") else set()
+        assert set(row["results"]) == {"ttsnn", "eager_loop", "eager_folded"} | installed
         assert "ZeroDivisionError" in row["errors"]["inductor"]
+        assert row["launches"] > 3
     assert rows[0]["max_abs_error"] < 1e-3
     assert rows[1]["loss_error"] < 1e-4
     assert "inductor ZeroDivisionError" in capsys.readouterr().out
+    pytest.importorskip("matplotlib")
+    assert call(gpu, monkeypatch, "plot", out) == 0
+    assert out.with_suffix(".png").stat().st_size > 5000
+    out.write_text(json.dumps({"device": "", "rows": [rows[0] | {"results": {}}]}))
+    assert call(gpu, monkeypatch, "plot", out) == 2
 
 
 def test_no_gpu_and_no_cases(gpu, monkeypatch, tmp_path, capsys):

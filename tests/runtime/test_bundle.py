@@ -14,6 +14,7 @@ import torch
 import ttsnn
 from ttsnn import models
 from ttsnn.cli import main
+from ttsnn.cuda.toolkit import find_nvcc
 from ttsnn.errors import ArtifactError
 from ttsnn.passes.training import SGD, CrossEntropy
 from ttsnn.runtime.bundle import BundledNet, write_bundle
@@ -122,3 +123,30 @@ def test_command(python: Path, tmp_path: Path, capsys: pytest.CaptureFixture) ->
     assert run(python, tmp_path / "b").returncode == 0
     assert main(["export", *small, "--bundle", str(tmp_path / "b")]) == 2
     assert "it exists; name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["cuda-emulated", "cuda"])
+def test_command_with_a_training_step(
+    python: Path, tmp_path: Path, capsys: pytest.CaptureFixture, target: str
+) -> None:
+    if target == "cuda" and find_nvcc() is None:
+        pytest.skip("no nvcc")
+    small = ["spiking_mlp", "--image-size", "8", "--in-channels", "1", "--batch", "2"]
+    folder = tmp_path / "b"
+    assert main(["export", *small, "--train", "--target", target, "--bundle", str(folder)]) == 0
+    entries = json.loads((folder / "bundle.json").read_text())["nets"]
+    assert {k: v["kind"] for k, v in entries.items()} == {
+        "spiking_mlp": "net",
+        "spiking_mlp_step": "step",
+    }
+    assert {v["target"] for v in entries.values()} == {target}
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 40 * 2**20
+    if target == "cuda-emulated":
+        result = run(python, folder, "--json")
+        assert result.returncode == 0, result.stdout + result.stderr
+        errors = [e["max_rel_error"] for e in json.loads(result.stdout)["results"]]
+        assert max(errors) < 1e-4
+    capsys.readouterr()
+    wrong = [*small, "--train", "--dynamic-batch", "--bundle", str(tmp_path / "c")]
+    assert main(["export", *wrong]) == 2
+    assert "for one batch size" in capsys.readouterr().err

@@ -53,6 +53,11 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--bundle", metavar="DIR", help="write a bundle there instead of a file")
     _common.add_target(group)
     group.add_argument(
+        "--train",
+        action="store_true",
+        help="a bundle with the network's training step too (cross-entropy, SGD with momentum)",
+    )
+    group.add_argument(
         "--python",
         action="append",
         default=[],
@@ -107,6 +112,7 @@ def _bundle(args: argparse.Namespace) -> int:
             seed=args.seed,
             dtype=args.dtype,
             batch=args.batch,
+            training=args.train,
             dynamic_batch=args.dynamic_batch,
         )
     data = {"path": args.bundle, "format": "bundle", "bytes": size, "target": target}
