@@ -22,7 +22,7 @@ _TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 # A spike that flips where sums are rounded otherwise changes the logits of a random network by
 # about this much.
 _OTHER_DEVICE = {"float64": 1e-6, "float32": 2e-2}
-_LR, _MOMENTUM = 0.01, 0.9
+_LR, _MOMENTUM, _UPDATES = 0.1, 0.9, 2
 
 
 def write_network(
@@ -100,7 +100,10 @@ def write_network(
 def _step(
     path: Path, model: Any, name: str, target: str, seed: int, batch: int, **settings: Any
 ) -> BundledNet:
-    """Compile a training step for the target; its first update is checked against the CPU's."""
+    """Compile a training step for the target, to be checked by the CPU's.
+
+    The second loss and logits come after an update, so a wrong gradient shows in them.
+    """
     from ttsnn.passes.training import SGD, CrossEntropy
     from ttsnn.runtime.step_file import save_step
     from ttsnn.runtime.training.network import network_of, trained_names
@@ -120,10 +123,12 @@ def _step(
     save_step(step, path, model=name)
     reference = step if step.target.name == "cpu" else compiled("cpu")
     labels = np.random.default_rng(seed).integers(0, step.logits.shape[-1], batch)
-    _, told = reference(reference.state(), x, labels, _LR)
+    state, results = reference.state(), list[np.ndarray]()
     dtype = step.logits.dtype
     limits = _TOLERANCE if reference is step else _OTHER_DEVICE
-    results = [np.asarray(told.loss, dtype), told.logits]
+    for _ in range(_UPDATES):
+        state, told = reference(state, x, labels, _LR)
+        results += [np.asarray(told.loss, dtype), told.logits]
     return BundledNet(path, [x.numpy(), labels, np.asarray(_LR)], results, limits[dtype])
 
 

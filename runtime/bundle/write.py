@@ -30,7 +30,7 @@ class BundledNet:
     Attributes:
         path: the ``.ttsnn`` file.
         inputs: arguments of a call.
-        outputs: what it must give.
+        outputs: what it must give; of a training step loss and logits of one update, or more.
         tolerance: largest max |result − output| / max |output|.
     """
 

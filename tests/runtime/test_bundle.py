@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 import ttsnn
 from ttsnn import models
@@ -146,6 +147,9 @@ def test_command_with_a_training_step(
         assert result.returncode == 0, result.stdout + result.stderr
         errors = [e["max_rel_error"] for e in json.loads(result.stdout)["results"]]
         assert max(errors) < 1e-4
+        stored = load_file(folder / "nets" / "spiking_mlp_step.check.safetensors")
+        losses = [stored["out.000"], stored["out.002"]]
+        assert losses[0] - losses[1] > 1e-3  # so a wrong gradient would show
     capsys.readouterr()
     wrong = [*small, "--train", "--dynamic-batch", "--bundle", str(tmp_path / "c")]
     assert main(["export", *wrong]) == 2
