@@ -1,7 +1,7 @@
-"""Where in one block of memory tensors lie that live at known times: greedy by size.
+"""Where in one block of memory tensors lie that live at known times.
 
-The heuristic of Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference"
-(2020): the largest tensor first, each in the smallest gap that is free over its whole life.
+The greedy heuristics of Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net
+Inference" (2020): each tensor goes to the smallest gap that is free over its whole life.
 """
 
 from __future__ import annotations
@@ -28,11 +28,19 @@ class Life:
 def arena(lives: Sequence[Life]) -> tuple[list[int], int]:
     """Offset of each tensor, and the size of the whole, in bytes.
 
-    Tensors of which one step touches both never share a byte.
+    Tensors of which one step touches both never share a byte. Of the two orders, largest first
+    and first come first, the one that needs less.
     """
+    by_size = sorted(range(len(lives)), key=lambda i: (-lives[i].nbytes, lives[i].first))
+    by_time = sorted(range(len(lives)), key=lambda i: (lives[i].first, -lives[i].nbytes))
+    return min((_placed(lives, order) for order in (by_size, by_time)), key=lambda found: found[1])
+
+
+def _placed(lives: Sequence[Life], order: Sequence[int]) -> tuple[list[int], int]:
+    """Each tensor in turn in the smallest gap between those that are there."""
     offsets = [0] * len(lives)
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last; by offset
-    for i in sorted(range(len(lives)), key=lambda i: (-lives[i].nbytes, lives[i].first)):
+    for i in order:
         life = lives[i]
         size = -(-max(life.nbytes, 1) // ALIGNMENT) * ALIGNMENT
         at, best, gap = 0, None, 0

@@ -17,7 +17,7 @@ _ALLOC = "relax.builtin.alloc_tensor"
 
 @tvm.transform.module_pass(opt_level=0, name="PlanMemory")
 class PlanMemory(ModulePass):
-    """Place a function's tensors in one block, at offsets by :func:`ttsnn.passes.arena.arena`.
+    """Place a function's tensors in one block, at offsets of :func:`ttsnn.passes.arena.arena`.
 
     TVM's ``StaticPlanBlockMemory`` gives each tensor the whole of a buffer that is free, however
     small it is; for a training step that takes 10–15 % more. It still does the functions that have

@@ -19,11 +19,12 @@ __all__ = ["BATCH_BYTES", "IMAGES_BYTES", "DepthFirst"]
 
 Run = dict[relax.Var, relax.Expr]
 
-BATCH_BYTES = 16 << 20
-"""A layer is taken whose input, residual and results, of all images, need more than this.
+BATCH_BYTES = 8 << 20
+"""A layer is large whose input, residual and results, of all images, need more than this.
 
-Measured with paper's PTT networks: nothing is won or lost at 21 MB (MS-ResNet18, batch 8), 6 % at
-84 MB (batch 32), 7 % at 63 MB (MS-ResNet34, T = 6, 48×48, batch 8); 3 % there on two threads.
+Measured with the paper's PTT networks, one thread: nothing is won or lost at 21 MB for the largest
+layer (MS-ResNet18, batch 8), where memory halves; 6 % is won at 84 MB (batch 32), 7 % at 63 MB
+(MS-ResNet34, T = 6, 48×48, batch 8).
 """
 
 IMAGES_BYTES = 8 << 20
@@ -78,15 +79,22 @@ class DepthFirst(ModulePass):
 
 
 def _runs(bound: Run, least: int) -> list[Run]:
-    """Neighbouring bindings that are layers with large values, or pick results of such."""
+    """Neighbouring bindings that are layers, or pick results of such, up to the last large one."""
     runs: list[Run] = [{}]
     for var, value in bound.items():
         picks = isinstance(value, relax.TupleGetItem) and value.tuple_value in runs[-1]
-        if picks or (_can_be_cut(value) and _nbytes(value) > least):
+        if picks or _can_be_cut(value):
             runs[-1][var] = value
         elif runs[-1]:
             runs.append({})
-    return [run for run in runs if run]
+    return [cut for run in runs if (cut := _to_last_large(run, least))]
+
+
+def _to_last_large(run: Run, least: int) -> Run:
+    layers = {var: value for var, value in run.items() if op_name(value) == OP}
+    large = [i for i, value in enumerate(layers.values()) if _nbytes(value) > least]
+    kept = set([*layers][: large[-1] + 1] if large else [])
+    return {k: v for k, v in run.items() if k in kept or getattr(v, "tuple_value", None) in kept}
 
 
 def _can_be_cut(value: relax.Expr) -> bool:
