@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 
@@ -29,6 +29,9 @@ from ttsnn.runtime.cpu import from_llvm
 from ttsnn.runtime.net import Net
 from ttsnn.sources import ModelOptions, ModelSource, resolve
 from ttsnn.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from ttsnn.targets import Target
 
 __all__ = [
     "CompiledModel",
@@ -260,7 +263,7 @@ def decompose(mod: tvm.IRModule, plan: Any, *, init: str = "fit", seed: int = 0)
 
 def build(
     mod: tvm.IRModule,
-    target: str = "cpu",
+    target: str | Target = "cpu",
     *,
     name: str = "network",
     plan: Any = None,
