@@ -11,7 +11,7 @@ from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter
 from ttsnn.passes.static_values import op_name
 
-__all__ = ["ExposeSpikes"]
+__all__ = ["ExposeSpikes", "extend_meta", "extended_result"]
 
 
 @tvm.transform.module_pass(opt_level=0, name="ExposeSpikes")
@@ -26,7 +26,8 @@ class ExposeSpikes(ModulePass):
         """Apply the pass."""
         exposer = _Exposer(mod)
         out = exposer.run()
-        return _extend_meta(out, exposer.spikes)
+        names = [f"spikes_{i}" for i in range(len(exposer.spikes))]
+        return extend_meta(out, list(zip(names, exposer.spikes)))
 
 
 class _Exposer(BindingRewriter):
@@ -43,21 +44,26 @@ class _Exposer(BindingRewriter):
         return new
 
     def result(self, expr: relax.Expr) -> relax.Expr:
-        if not self.spikes:
-            return self.get(expr)
-        fields = expr.fields if isinstance(expr, relax.Tuple) else [expr]
-        if not isinstance(expr, relax.Tuple) and isinstance(expr.ty, relax.TupleType):
-            fields = [relax.TupleGetItem(expr, i) for i in range(len(expr.ty.fields))]
-        return relax.Tuple([*(self.get(f) for f in fields), *self.spikes])
+        return extended_result(self.get(expr), self.spikes)
 
 
-def _extend_meta(mod: tvm.IRModule, spikes: list[relax.Var]) -> tvm.IRModule:
-    """Append the specs of the spikes to ``outputs`` of the attribute ``ttsnn.meta``."""
-    if not spikes or mod.attrs is None or "ttsnn.meta" not in mod.attrs:
+def extended_result(expr: relax.Expr, more: list[relax.Var]) -> relax.Expr:
+    """A result of ``main`` as a tuple with more behind it; the same where there is no more."""
+    if not more:
+        return expr
+    fields = expr.fields if isinstance(expr, relax.Tuple) else [expr]
+    if not isinstance(expr, relax.Tuple) and isinstance(expr.ty, relax.TupleType):
+        fields = [relax.TupleGetItem(expr, i) for i in range(len(expr.ty.fields))]
+    return relax.Tuple([*fields, *more])
+
+
+def extend_meta(mod: tvm.IRModule, named: list[tuple[str, relax.Var]]) -> tvm.IRModule:
+    """Append the specs of new results to ``outputs`` of the attribute ``ttsnn.meta``."""
+    if not named or mod.attrs is None or "ttsnn.meta" not in mod.attrs:
         return mod
     meta = json.loads(str(mod.attrs["ttsnn.meta"]))
-    for i, var in enumerate(spikes):
+    for name, var in named:
         shape = [int(d) if isinstance(d, tvm.tirx.IntImm) else str(d) for d in var.ty.shape.values]
-        spec = {"name": f"spikes_{i}", "shape": shape, "dtype": str(var.ty.dtype)}
+        spec = {"name": name, "shape": shape, "dtype": str(var.ty.dtype)}
         meta.setdefault("outputs", []).append(spec)
     return mod.with_attr("ttsnn.meta", json.dumps(meta))

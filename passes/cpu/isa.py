@@ -28,7 +28,7 @@ class Isa:
 
     def lanes(self, dtype: str) -> int:
         """Elements of a vector: 16 float32 on AVX-512."""
-        return self.vector_bytes // (8 if dtype == "float64" else 4)
+        return self.vector_bytes // (8 if dtype.endswith("64") else 4)
 
 
 AVX512 = Isa("avx512", 64, 32)

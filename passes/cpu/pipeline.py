@@ -14,6 +14,7 @@ from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.pack_weights import PackWeights, TilesOf
 from ttsnn.passes.cpu.rules import RULES
 from ttsnn.passes.layers.byte_spikes import ByteSpikes
+from ttsnn.passes.layers.expose_rates import ExposeRates
 from ttsnn.passes.schedule_kernels import ScheduleKernels
 
 __all__ = ["fuse_passes", "lower_passes"]
@@ -24,6 +25,7 @@ def lower_passes(
     *,
     forms: str | Mapping[str, str] | None = None,
     tiles: TilesOf | None = None,
+    expose_rates: bool = False,
 ) -> list[tvm.transform.Pass]:
     """Program → module of scheduled kernels and a ``main`` that calls them.
 
@@ -31,10 +33,12 @@ def lower_passes(
         target: the CPU.
         forms: forms of TT layers in place of the cheapest, see ``ScheduleContractions``.
         tiles: tiles of layers in place of the defaults, see ``PackWeights``.
+        expose_rates: append how often each layer's input spikes to the results.
     """
     return [
         *pipelines.graph_passes(),
         *fuse_passes(target, forms),
+        *([ExposeRates()] if expose_rates else []),
         PackWeights(target, tiles),
         # after packing: the groups share their weights, and tiles are those of the whole batch
         DepthFirst(target),

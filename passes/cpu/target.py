@@ -13,11 +13,13 @@ from ttsnn.cpus import available_cpus
 from ttsnn.debugging import instruments
 from ttsnn.errors import TargetError
 from ttsnn.passes.cpu.any_alignment import ALIGNMENT
+from ttsnn.passes.cpu.event_choice import EventChoice
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.machine_code import machine_code
 from ttsnn.passes.cpu.pipeline import lower_passes
+from ttsnn.passes.cpu.pack_weights import TilesOf
 from ttsnn.passes.cpu.planned_memory import planned_bytes
-from ttsnn.passes.cpu.rules.layer import DEFAULT_THREADS
+from ttsnn.passes.cpu.rules.layer import DEFAULT_THREADS, threads_of
 from ttsnn.passes.cpu.training.pipeline import training_passes
 from ttsnn.passes.cpu.tuning import LayerTask, layer_tasks
 from ttsnn.passes.cpu.tuning.tuned import BestOf, TunedLayers, tuned_layers
@@ -51,6 +53,7 @@ class CpuTarget(Target):
     )
     option_names = ("mcpu", "mtriple", "mattr", "num-cores")
     input_alignment = ALIGNMENT
+    takes_firing_rates = True
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         super().__init__(options)
@@ -94,16 +97,25 @@ class CpuTarget(Target):
         dump_ir: str | os.PathLike | None = None,
         forms: str | Mapping[str, str] | None = None,
         tuned: TunedLayers | None = None,
+        firing_rates: Mapping[str, float] | None = None,
+        expose_rates: bool = False,
     ) -> tvm.IRModule:
         """Program → scheduled kernels; ``forms`` as in ``ScheduleContractions``.
 
-        ``tuned``, of :meth:`look_up`, has its own forms, and tiles.
+        ``tuned``, of :meth:`look_up`, has its own forms, and tiles. By ``firing_rates``, layer →
+        share of ones in its input, layers become event-driven; ``expose_rates`` appends them to
+        the results.
         """
-        tiles = None
+        tiles: TilesOf | None = None
         if tuned is not None:
             forms, tiles = tuned.forms, tuned.tiles
+        if firing_rates:
+            target = self.tvm_target
+            tiles = EventChoice(firing_rates, isa_of(target), threads_of(target), tiles)
         passes = [*([ExposeSpikes()] if record_spikes else [])]
-        passes += lower_passes(self.tvm_target, forms=forms, tiles=tiles)
+        passes += lower_passes(
+            self.tvm_target, forms=forms, tiles=tiles, expose_rates=expose_rates
+        )
         with instruments(dump_ir), self.tvm_target:
             for step in passes:
                 mod = step(mod)

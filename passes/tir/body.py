@@ -19,6 +19,7 @@ from tvm.tirx.stmt import (
     IfThenElse,
     SeqStmt,
     Stmt,
+    While,
 )
 
 __all__ = ["Body", "as_vector", "at_most", "flat_index", "fold", "i64", "load", "splat", "vector"]
@@ -138,6 +139,12 @@ class Body:
     def when(self, condition: Expr) -> Iterator[None]:
         """Statements that run where ``condition`` holds."""
         with self.collected(lambda body: IfThenElse(condition, body, None)):
+            yield
+
+    @contextmanager
+    def repeat(self, condition: Expr) -> Iterator[None]:
+        """Statements that run again as long as ``condition`` holds, which is looked at before."""
+        with self.collected(lambda body: While(condition, body)):
             yield
 
     @contextmanager

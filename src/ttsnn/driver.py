@@ -12,7 +12,7 @@ import platform
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ import tvm
 
 from ttsnn import __version__
 from ttsnn.artifact import KernelEntry, Manifest, StateEntry, write_artifact
+from ttsnn.calibration import check_calibration, firing_rates
 from ttsnn.debugging import instruments
 from ttsnn.errors import ArtifactError, DataError, ModelImportError, TTSNNError
 from ttsnn.files import check_room
@@ -101,6 +102,7 @@ def compile(
     training: bool = False,
     activation_checkpointing: bool = False,
     database: str | os.PathLike | bool | None = None,
+    calibration: Any = None,
 ) -> Any:
     """Compile a spiking network.
 
@@ -130,6 +132,10 @@ def compile(
             of keeping them. Less memory, more time, the same bits.
         database: folder of records of :func:`ttsnn.tune` for the target; None takes those of the
             default place, if any; False takes none.
+        calibration: inputs like those that the network will get, an array or tensor with any
+            number of samples (a sequence or mapping for several inputs), or ``"example"`` for the
+            example. How often layers spike on them decides which become event-driven; without
+            it none does.
 
     Returns:
         The network, ready to be called: a :class:`CompiledModel`, or a ``torch.nn.Module`` to
@@ -142,10 +148,10 @@ def compile(
 
     get_target(target)  # what is impossible should fail before minutes of work
     if training:
-        if out is not None or record_spikes or dynamic_batch:
+        if out is not None or record_spikes or dynamic_batch or calibration is not None:
             raise DataError(
-                "training=True goes without out, record_spikes and dynamic_batch; compile the "
-                "trained network again for inference"
+                "training=True goes without out, record_spikes, dynamic_batch and calibration; "
+                "compile the trained network again for inference"
             )
         network = {"plan": plan, "mode": mode, "init": init, "seed": seed, "dtype": dtype}
         return _trainable(
@@ -160,6 +166,8 @@ def compile(
         raise DataError("activation_checkpointing goes with training=True")
     if out is not None:
         _check_folder(Path(out))
+    if calibration is not None:
+        check_calibration(target, calibration)
     source = resolve(model, options or ModelOptions(seed=seed), probe=example is None)
     watch = _Stopwatch()
     with instruments(dump_ir):
@@ -172,6 +180,14 @@ def compile(
             with watch("decompose"):
                 chosen = make_plan(mod, plan, mode)
                 mod = decompose(mod, chosen, init=init, seed=seed)
+        rates = None
+        if calibration is not None:
+            with watch("calibrate"):
+                if isinstance(calibration, str):
+                    calibration = example
+                    if example is None:
+                        calibration = source.example(batch, dtype or "float32", seed)
+                rates = firing_rates(mod, calibration)
         net = build(
             mod,
             target,
@@ -180,6 +196,7 @@ def compile(
             record_spikes=record_spikes,
             watch=watch,
             database=database,
+            firing_rates=rates,
         )
     if out is not None:
         with watch("save"):
@@ -270,8 +287,14 @@ def build(
     record_spikes: bool = False,
     watch: _Stopwatch | None = None,
     database: str | os.PathLike | bool | None = None,
+    firing_rates: Mapping[str, float] | None = None,
+    expose_rates: bool = False,
 ) -> CompiledModel:
-    """Compile a program (imported, decomposed) for a target."""
+    """Compile a program (imported, decomposed) for a target.
+
+    ``firing_rates`` (of :func:`ttsnn.calibration.firing_rates`) and ``expose_rates`` are for
+    targets that take them.
+    """
     from ttsnn.targets import get_target
     from ttsnn.tuning.lookup import look_up
 
@@ -281,7 +304,11 @@ def build(
     with watch("tuned"):
         tuned = look_up(mod, chosen, database)
     with watch("lower"):
-        options = {} if tuned is None else {"tuned": tuned}
+        options: dict[str, Any] = {} if tuned is None else {"tuned": tuned}
+        if firing_rates:
+            options["firing_rates"] = firing_rates
+        if expose_rates:
+            options["expose_rates"] = True
         lowered = chosen.lower(mod, record_spikes=record_spikes, **options)
     with watch("codegen"):
         executable = chosen.build(lowered)
@@ -310,7 +337,8 @@ def build(
         ),
         spikes=tuple(s["name"] for s in exposed),
         info=chosen.build_info()
-        | ({"tuning": tuned.layers} if tuned is not None and tuned.layers else {}),
+        | ({"tuning": tuned.layers} if tuned is not None and tuned.layers else {})
+        | ({"firing_rates": dict(firing_rates)} if firing_rates else {}),
     )
     return CompiledModel(executable, manifest, lowered, watch.seconds)
 

@@ -60,6 +60,8 @@ class Target(ABC):
         option_names: options that :func:`get_target` takes for it.
         options: those given.
         input_alignment: bytes to which the data of inputs must be aligned.
+        takes_firing_rates: whether :meth:`lower` has the options ``firing_rates`` and
+            ``expose_rates``, see :mod:`ttsnn.calibration`.
         tvm_target: TVM's target, where it has one.
     """
 
@@ -68,6 +70,7 @@ class Target(ABC):
     constraints: ClassVar[str]
     option_names: ClassVar[tuple[str, ...]] = ()
     input_alignment: ClassVar[int] = 64
+    takes_firing_rates: ClassVar[bool] = False
     tvm_target: Any = None
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:

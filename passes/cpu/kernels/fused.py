@@ -15,12 +15,13 @@ from tvm.ir import Expr
 from tvm.tirx import PrimFunc
 
 from ttsnn.passes.cpu.isa import Isa
+from ttsnn.passes.cpu.kernels.events import ONE_PIXEL
 from ttsnn.passes.cpu.kernels.geometry import chain_regions, copies_input
 from ttsnn.passes.cpu.kernels.output import last_stage, load_state, store_state
 from ttsnn.passes.cpu.kernels.stage import StageCall, inner_stage
 from ttsnn.passes.cpu.kernels.tiles import LayerTiles, StageTile, check_tiles
 from ttsnn.passes.cpu.kernels.unit import Unit
-from ttsnn.passes.cpu.kernels.workspace import Array, copy_input, workspaces
+from ttsnn.passes.cpu.kernels.workspace import Array, copy_input, copy_spikes, workspaces
 from ttsnn.passes.layers.config import LayerConfig, Stage
 from ttsnn.passes.layers.signature import CONFIG_ATTR, LayerParams, layer_params
 from ttsnn.passes.tir.body import Body, at_most, i64
@@ -107,7 +108,9 @@ def _block(
 ) -> None:
     """All stages for one block of timesteps, the ``index``-th of the unit."""
     regions = chain_regions(stages, u.tiles.strip_rows)
-    if copies_input(u.config, stages[0]):
+    if u.tiles.events:
+        copy_spikes(u, stages[0], works[0], regions[0], t0)
+    elif copies_input(u.config, stages[0]):
         copy_input(u, stages[0], works[0], regions[0], t0)
     else:
         x = works[0]
@@ -115,7 +118,9 @@ def _block(
     for i, stage in enumerate(stages):
         last = i == len(stages) - 1
         bias = last and u.config.bias
-        call = StageCall(stage, tiles[i], f"{prefix}{i}", works[i], regions[i + 1], bias)
+        events = i == 0 and u.tiles.events
+        tile = ONE_PIXEL if events else tiles[i]
+        call = StageCall(stage, tile, f"{prefix}{i}", works[i], regions[i + 1], bias, events)
         if last:
             last_stage(u, call, t0, steps, index)
         else:

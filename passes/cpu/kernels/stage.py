@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tvm.ir import Expr
 
+from ttsnn.passes.cpu.kernels.events import add_events, wide_panels
 from ttsnn.passes.cpu.kernels.geometry import Region, clip
 from ttsnn.passes.cpu.kernels.register_tile import Pixels, RegisterTile, chunks
 from ttsnn.passes.cpu.kernels.tiles import StageTile, layer_panels
@@ -33,7 +34,10 @@ EmitTile = Callable[[tuple[int, int], Expr, Expr, Expr], None]
 
 @dataclass(frozen=True)
 class StageCall:
-    """One stage with everything that it reads, and the region of its output."""
+    """One stage with everything that it reads, and the region of its output.
+
+    With ``events`` its source holds spikes as bits, and its tile is one pixel.
+    """
 
     stage: Stage
     tile: StageTile
@@ -41,6 +45,7 @@ class StageCall:
     source: Array
     region: Region
     adds_bias: bool
+    events: bool = False
 
 
 def panel_loops(
@@ -54,8 +59,14 @@ def panel_loops(
         exact: whether a last panel with filled-up channels is written by code of its own.
     """
     groups: list[list[tuple[int, int]]] = []
-    for panel in layer_panels(u.config, call.stage, u.isa):
+    found = layer_panels(u.config, call.stage, u.isa)
+    if call.events:
+        # half of the registers; of those half are the neuron's where there is one
+        most = u.isa.registers // (4 if exact and u.config.lif is not None else 2)
+        found = wide_panels(found, most * u.lanes)
+    for panel in found:
         whole = not exact or sum(panel) <= call.stage.out_channels
+        whole = whole and not call.events
         if whole and groups and groups[-1][0][1] == panel[1]:
             groups[-1].append(panel)
         else:
@@ -92,13 +103,18 @@ def accumulate(
     acc = RegisterTile(u.body, u.config.dtype, shape, vectors)
     channel = start + index * width
     acc.start(u.flat["bias"] if call.adds_bias else None, channel)
+    at = u.body.bind(source.at(t, row * sh, column * sw), "in_at")
+    inputs = Pixels(source.buffer, at, lambda dt, dy, dx: source.offset(dt, dy * sh, dx * sw))
+    if call.events:
+        places = [_row_place(u, stage, start + c) for c, _ in vectors]
+        weight = u.flat[call.weight]
+        add_events(acc, inputs, taps, stage.in_channels, weight, places)
+        return acc
     taps_channels = len(stage.taps) * stage.in_channels
     if u.config.packing is None:
         weight_base, stride = channel, stage.out_channels
     else:
         weight_base, stride = taps_channels * channel, width
-    at = u.body.bind(source.at(t, row * sh, column * sw), "in_at")
-    inputs = Pixels(source.buffer, at, lambda dt, dy, dx: source.offset(dt, dy * sh, dx * sw))
     if str(source.buffer.dtype) != u.config.dtype:
         inputs = _as_numbers(acc, inputs, stage.in_channels, u.lanes)
     acc.accumulate(
@@ -111,6 +127,15 @@ def accumulate(
         tile.k_unroll,
     )
     return acc
+
+
+def _row_place(u: Unit, stage: Stage, channel: int) -> tuple[int, int]:
+    """Where output channel ``channel`` of the first row of weights is, and the distance of rows."""
+    if u.config.packing is None:
+        return channel, stage.out_channels
+    panels = layer_panels(u.config, stage, u.isa)
+    start, width = next(p for p in reversed(panels) if p[0] <= channel)
+    return len(stage.taps) * stage.in_channels * start + channel - start, width
 
 
 def _as_numbers(tile: RegisterTile, x: Pixels, channels: int, lanes: int) -> Pixels:

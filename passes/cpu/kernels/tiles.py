@@ -59,6 +59,9 @@ class LayerTiles:
         stages, half_stages: one tile for each stage.
         panel_vectors: vectors in the widest panel of packed weights; None: as many as
             ``pack.panel_vectors`` says. Weights have to be packed for it.
+        events: whether a chain's first stage adds the weights of the channels that spike, bit by
+            bit (:mod:`~ttsnn.passes.cpu.kernels.events`), instead of multiplying by zeros too.
+            Its register tile is then not asked.
     """
 
     strip_rows: int
@@ -66,6 +69,7 @@ class LayerTiles:
     stages: tuple[StageTile, ...]
     half_stages: tuple[StageTile, ...]
     panel_vectors: int | None = None
+    events: bool = False
 
     def to_json(self) -> str:
         """Compact JSON, for attributes and databases."""
@@ -234,6 +238,8 @@ def check_tiles(config: LayerConfig, tiles: LayerTiles) -> None:
     if tiles.panel_vectors is not None and config.packing is not None:
         packed = config.packing[1]
         require(tiles.panel_vectors == packed, f"weights are packed in panels of {packed} vectors")
+    if tiles.events:
+        require(config.byte_x, "events are for an input of spikes as bytes")
     require(1 <= tiles.strip_rows <= height, f"strip_rows must be 1…{height}")
     if config.x_T == 1:
         require(block == 1, "time_block must be 1 where the input does not change with time")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -9,13 +11,14 @@ from tvm.ir import Expr
 from tvm.tirx import Var
 
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions, clip, copies_input
+from ttsnn.passes.cpu.kernels.masks import MASK, WORD, mask_words, spike_mask
 from ttsnn.passes.cpu.kernels.register_tile import chunks
 from ttsnn.passes.cpu.kernels.unit import Unit
 from ttsnn.passes.layers.config import LayerConfig, Stage
 from ttsnn.passes.layers.panels import packed_channels
 from ttsnn.passes.tir.body import as_vector, fold, i64, load, splat, vector
 
-__all__ = ["Array", "copy_input", "workspaces"]
+__all__ = ["Array", "copy_input", "copy_spikes", "workspaces"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ def workspaces(u: Unit, stages: tuple[Stage, ...]) -> list[Array]:
     regions = chain_regions(stages, u.tiles.strip_rows)
     out: list[Array] = []
     for i, region in enumerate(regions[:-1]):
-        channels = stages[0].in_channels
-        if i == 0 and not copies_input(u.config, stages[0]):
+        channels, dtype = stages[0].in_channels, u.config.dtype
+        if i == 0 and u.tiles.events:
+            channels, dtype = mask_words(channels), MASK
+        elif i == 0 and not copies_input(u.config, stages[0]):
             image = region.height * region.width * channels
             base = (u.n * region.height + region.start(u.h0)) * (region.width * channels)
             base = b.bind(base, "x_at")
@@ -65,7 +70,7 @@ def workspaces(u: Unit, stages: tuple[Stage, ...]) -> list[Array]:
         if i > 0:
             channels = _work_channels(u.config, stages[i - 1])
         size = region.rows * region.padded_width * channels
-        buffer = b.alloc(block * size, u.config.dtype, f"work{i}")
+        buffer = b.alloc(block * size, dtype, f"work{i}")
         array = Array(buffer, i64(0), size, region.padded_width, region.left, channels)
         _zero_border(u, array, region)
         out.append(array)
@@ -95,29 +100,25 @@ def _zero_border(u: Unit, array: Array, region: Region) -> None:
 
 
 def _zero(u: Unit, buffer: Var, base: Expr, count: int) -> None:
-    whole = count // u.lanes
-    with u.body.loop(whole, "i") as i:
-        value = splat(0.0, u.config.dtype, u.lanes)
-        if whole:
-            u.body.store(buffer, value, vector(base + i * u.lanes, u.lanes))
-    for c, n in chunks(count - whole * u.lanes, u.lanes):
-        at = vector(base + whole * u.lanes + c, n)
-        u.body.store(buffer, splat(0.0, u.config.dtype, n), at)
+    dtype = str(buffer.dtype)
+    lanes, zero = u.isa.lanes(dtype), tirx.const(0, dtype)
+    whole = count // lanes
+    if whole:
+        with u.body.loop(whole, "i") as i:
+            u.body.store(buffer, splat(zero, dtype, lanes), vector(base + i * lanes, lanes))
+    for c, n in chunks(count - whole * lanes, lanes):
+        u.body.store(buffer, splat(zero, dtype, n), vector(base + whole * lanes + c, n))
 
 
 def copy_input(u: Unit, stage: Stage, to: Array, region: Region, t0: Expr) -> None:
     """Copy the input's rows of a strip, as numbers, between the zeros of a workspace."""
     b = u.body
-    low, high = clip(region, u.h0)
     row_size = region.width * stage.in_channels
 
     def number(at: Expr, lanes: int) -> Expr:
         return load(u.flat["x"], vector(at, lanes)).astype(as_vector(u.config.dtype, lanes))
 
-    with b.loop(u.tiles.time_block, "t") as t, b.loop(high - low, "r", start=low) as r:
-        image = u.x_time(t0 + t) * u.batch + u.n
-        source = (image * region.height + region.start(u.h0) + r) * row_size
-        source, target = b.bind(source, "from"), b.bind(to.at(t, r, 0), "to")
+    with _rows(u, to, region, row_size, t0) as (source, target):
         whole = row_size // u.lanes
         if whole:
             with b.loop(whole, "i") as i:
@@ -126,3 +127,34 @@ def copy_input(u: Unit, stage: Stage, to: Array, region: Region, t0: Expr) -> No
         for c, n in chunks(row_size - whole * u.lanes, u.lanes):
             at = whole * u.lanes + c
             b.store(to.buffer, number(source + at, n), vector(target + at, n))
+
+
+def copy_spikes(u: Unit, stage: Stage, to: Array, region: Region, t0: Expr) -> None:
+    """The same as bits, :mod:`~ttsnn.passes.cpu.kernels.masks`."""
+    b, channels, x = u.body, stage.in_channels, u.flat["x"]
+    whole, tail = divmod(channels, WORD)
+    with _rows(u, to, region, region.width * channels, t0) as (source, target):
+        # whole words of neighbouring pixels are neighbours
+        pixels, words = (region.width, whole) if tail else (1, region.width * whole)
+        with b.loop(pixels, "column") as column:
+            start = b.bind(source + column * channels, "from")
+            goal = b.bind(target + column * to.channels, "to")
+            if words:
+                with b.loop(words, "word") as i:
+                    b.store(to.buffer, spike_mask(x, start + i * WORD, WORD), goal + i)
+            if tail:
+                b.store(to.buffer, spike_mask(x, start + whole * WORD, tail), goal + whole)
+
+
+@contextmanager
+def _rows(
+    u: Unit, to: Array, region: Region, row_size: int, t0: Expr
+) -> Iterator[tuple[Expr, Expr]]:
+    """Loops over the timesteps of a block and the input's rows of a strip; yields where a row
+    of ``row_size`` elements begins in x, and in the workspace."""
+    b = u.body
+    low, high = clip(region, u.h0)
+    with b.loop(u.tiles.time_block, "t") as t, b.loop(high - low, "r", start=low) as r:
+        image = u.x_time(t0 + t) * u.batch + u.n
+        source = (image * region.height + region.start(u.h0) + r) * row_size
+        yield b.bind(source, "from"), b.bind(to.at(t, r, 0), "to")

@@ -13,7 +13,7 @@ from ttsnn.passes.cpu.rules.replace import replaced
 from ttsnn.passes.layers.config import LayerConfig
 from ttsnn.passes.layers.signature import CONFIG_ATTR, TILES_ATTR
 
-__all__ = ["DEFAULT_THREADS", "layer_rule", "threads_of"]
+__all__ = ["DEFAULT_THREADS", "event_rule", "layer_rule", "threads_of"]
 
 DEFAULT_THREADS = 2
 """Threads that a single image should keep busy where the target has no ``num-cores``."""
@@ -22,6 +22,14 @@ DEFAULT_THREADS = 2
 def threads_of(target: Target) -> int:
     """Threads that a single image should keep busy."""
     return int(target.attrs.get("num-cores", 0)) or DEFAULT_THREADS
+
+
+def event_rule(func: PrimFunc, target: Target) -> s_tir.Schedule | None:
+    """The fused kernel of a layer whose tiles say that it is event-driven, else None."""
+    if func.attrs is None or TILES_ATTR not in func.attrs:
+        return None
+    tiles = LayerTiles.from_json(str(func.attrs[TILES_ATTR]))
+    return layer_rule(func, target, tiles) if tiles.events else None
 
 
 def layer_rule(
