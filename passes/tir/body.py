@@ -11,6 +11,7 @@ from tvm.sym import Analyzer
 from tvm.tirx import Broadcast, BufferLoad, FloatImm, ForKind, IntImm, PrimFunc, Ramp, Var
 from tvm.tirx.stmt import (
     AllocBuffer,
+    AttrStmt,
     Bind,
     BufferStore,
     DeclBuffer,
@@ -19,6 +20,7 @@ from tvm.tirx.stmt import (
     IfThenElse,
     SeqStmt,
     Stmt,
+    StringImm,
     While,
 )
 
@@ -145,6 +147,18 @@ class Body:
     def repeat(self, condition: Expr) -> Iterator[None]:
         """Statements that run again as long as ``condition`` holds, which is looked at before."""
         with self.collected(lambda body: While(condition, body)):
+            yield
+
+    @contextmanager
+    def outlined(self, name: str) -> Iterator[None]:
+        """Statements as a function of their own in machine code, a call of which stands here.
+
+        Another statement has to follow: TVM forgets to go back to the caller's debug location.
+        """
+        node = IntImm("int32", 0)
+        with self.collected(
+            lambda body: AttrStmt(node, "compute_scope", StringImm(name), body)
+        ):
             yield
 
     @contextmanager

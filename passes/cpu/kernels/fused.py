@@ -9,6 +9,7 @@ membrane stays in registers over the timesteps of a block.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 from tvm.ir import Expr
@@ -123,5 +124,7 @@ def _block(
         call = StageCall(stage, tile, f"{prefix}{i}", works[i], regions[i + 1], bias, events)
         if last:
             last_stage(u, call, t0, steps, index)
-        else:
+            return
+        # apart from the others: beside its loops LLVM finds no good registers for theirs
+        with u.body.outlined(call.weight) if events else nullcontext():
             inner_stage(u, call, works[i + 1])

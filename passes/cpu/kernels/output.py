@@ -25,18 +25,18 @@ def last_stage(u: Unit, call: StageCall, t0: Expr, steps: int, index: Expr) -> N
         pixel = b.bind(pixel, "pixel")
         v = None
         if config.lif is not None:
-            shape = (1, tile.height, tile.width)
-            v = RegisterTile(b, config.dtype, shape, vectors, "v")
+            v = RegisterTile(b, config.dtype, (1, tile.height, tile.width), vectors, "v")
+        count = 1 if same else u.tiles.time_block // tile.time
+        if v is not None and count > 1:
             _load_membrane(u, v, pixel, index)
-        if same:
-            acc = accumulate(u, call, panel, i, 0, row, column, vectors)
-            with b.loop(steps, "t") as t:
-                _finish(u, acc, v, t0 + t, pixel)
-        else:
-            with b.loop(u.tiles.time_block // tile.time, "t") as t:
-                step = t * tile.time
-                acc = accumulate(u, call, panel, i, step, row, column, vectors)
-                _finish(u, acc, v, t0 + step, pixel)
+        with b.loop(count, "t") as t:
+            step = 0 if same else t * tile.time
+            acc = accumulate(u, call, panel, i, step, row, column, vectors)
+            if v is not None and count == 1:
+                # not before the sums need the registers
+                _load_membrane(u, v, pixel, index)
+            with b.loop(steps if same else 1, "t") as s:
+                _finish(u, acc, v, t0 + step + s, pixel)
         if v is not None:
             _store_membrane(u, v, pixel, index)
 
