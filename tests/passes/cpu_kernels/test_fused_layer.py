@@ -29,25 +29,12 @@ from .oracle import (
     assert_same,
     chain,
     expected,
+    fused,
     layer,
     random_operands,
 )
 
 HASWELL = tvm.target.Target({"kind": "llvm", "mcpu": "haswell"})
-
-
-def fused(config, operands, batch, target=HASWELL, tiles=None):
-    """Run the rule's kernel directly; results by name."""
-    func = reference_layer(config, batch, "layer")
-    func = layer_rule(func, target, tiles).mod["main"].with_attr("global_symbol", "layer")
-    lib = tvm.compile(tvm.IRModule({"layer": func}), target=target)
-    n = operands["x"].shape[1]
-    outs = [
-        tvm.runtime.tensor(np.full(shape, 77).astype(config.dtype_of(name)))
-        for name, shape in result_shapes(config, n)
-    ]
-    lib["layer"](*[tvm.runtime.tensor(v) for v in operands.values()], *outs)
-    return {name: out.numpy() for name, out in zip(config.emit, outs)}
 
 
 def check(config, batch=2, target=HASWELL, tiles=None, symbolic=False, packed=True):
