@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ttsnn import models
+from ttsnn.calibration import check_calibration, firing_rates
 from ttsnn.driver import CompiledModel, build, decompose
 from ttsnn.errors import DataError, first_line
 from ttsnn.runtime.agreement import TOLERANCE, Agreement, agreement_of, max_rel_error
@@ -47,6 +48,7 @@ def compare(
     seed: int = 0,
     options: ModelOptions | None = None,
     x: torch.Tensor | None = None,
+    calibrate: bool = False,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Compile a network, and compare it with PyTorch and other runtimes on the same input.
@@ -68,6 +70,7 @@ def compare(
         seed: of weights and input.
         options: how to resolve ``model``, where it is a name.
         x: the input instead of a random one.
+        calibrate: let the firing rates on the input choose event-driven layers.
         report: is told what is being done.
 
     Returns:
@@ -82,6 +85,8 @@ def compare(
     if dtype not in TOLERANCE:
         raise DataError(f"compare runs in float32 or float64, not {dtype!r}")
     names = parse_peers(against)
+    if calibrate:
+        check_calibration(target, x)
     count = threads or default_threads()
     chosen = get_target(target).for_threads(count)
     options = options or ModelOptions(seed=seed)
@@ -95,9 +100,13 @@ def compare(
         program = twins.program
         if twins.plan is not None:
             program = decompose(program, twins.plan, init=init, seed=seed)
-        net = build(program, chosen, name=source.name, plan=twins.plan)
+        rates = None
+        if calibrate:
+            say("measuring firing rates")
+            rates = firing_rates(program, twins.x)
+        net = build(program, chosen, name=source.name, plan=twins.plan, firing_rates=rates)
         say("compiling with recorded spikes")
-        recording = build(program, chosen, name=source.name, record_spikes=True)
+        recording = build(program, chosen, name=source.name, record_spikes=True, firing_rates=rates)
         result, layers = _agreement(recording, twins)
         del recording
         with tempfile.TemporaryDirectory(prefix="ttsnn-compare-") as folder:

@@ -16,8 +16,8 @@ from ttsnn.passes.cpu.any_alignment import ALIGNMENT
 from ttsnn.passes.cpu.event_choice import EventChoice
 from ttsnn.passes.cpu.isa import isa_of
 from ttsnn.passes.cpu.machine_code import machine_code
-from ttsnn.passes.cpu.pipeline import lower_passes
 from ttsnn.passes.cpu.pack_weights import TilesOf
+from ttsnn.passes.cpu.pipeline import lower_passes
 from ttsnn.passes.cpu.planned_memory import planned_bytes
 from ttsnn.passes.cpu.rules.layer import DEFAULT_THREADS, threads_of
 from ttsnn.passes.cpu.training.pipeline import training_passes
@@ -113,9 +113,7 @@ class CpuTarget(Target):
             target = self.tvm_target
             tiles = EventChoice(firing_rates, isa_of(target), threads_of(target), tiles)
         passes = [*([ExposeSpikes()] if record_spikes else [])]
-        passes += lower_passes(
-            self.tvm_target, forms=forms, tiles=tiles, expose_rates=expose_rates
-        )
+        passes += lower_passes(self.tvm_target, forms=forms, tiles=tiles, expose_rates=expose_rates)
         with instruments(dump_ir), self.tvm_target:
             for step in passes:
                 mod = step(mod)

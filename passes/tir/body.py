@@ -156,9 +156,7 @@ class Body:
         Another statement has to follow: TVM forgets to go back to the caller's debug location.
         """
         node = IntImm("int32", 0)
-        with self.collected(
-            lambda body: AttrStmt(node, "compute_scope", StringImm(name), body)
-        ):
+        with self.collected(lambda body: AttrStmt(node, "compute_scope", StringImm(name), body)):
             yield
 
     @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm.ir import Expr
 from tvm.tirx import Var
 
 from ttsnn.passes.cpu.kernels.masks import WORD, active, mask_words

@@ -10,7 +10,7 @@ from tvm.ir import Expr
 from tvm.tirx import IntImm, Var
 
 from ttsnn.passes.cpu.kernels.register_tile import chunks
-from ttsnn.passes.tir.body import Body, load, splat, vector
+from ttsnn.passes.tir.body import Body, load, vector
 
 __all__ = ["MASK", "WORD", "active", "mask_words", "spike_mask"]
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODES",
+    "add_calibration",
     "add_checkpointing",
     "add_compile",
     "add_dtype",
@@ -160,11 +161,32 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=positive, default=1, metavar="N", help="(default: 1)")
     group.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open")
     group.add_argument("--dump-ir", metavar="DIR", help="write the IR after every pass there")
+    add_calibration(group)
     tuned = group.add_mutually_exclusive_group()
     tuned.add_argument("--database", metavar="DIR", help="records of `ttsnn tune` to use")
     tuned.add_argument(
         "--no-database", action="store_true", help="use no records (default: the target's own)"
     )
+
+
+def add_calibration(parser: argparse._ActionsContainer) -> None:
+    """``--calibration``."""
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="inputs of typical use, .npy, .npz or .safetensors, or `example`: layers whose inputs "
+        "spike seldom on them become event-driven",
+    )
+
+
+def calibration_of(args: argparse.Namespace) -> Any:
+    """What ``--calibration`` names, as :func:`ttsnn.compile` takes it."""
+    from ttsnn.calibration import EXAMPLE
+    from ttsnn.cli._io import read_arrays
+
+    if args.calibration in (None, EXAMPLE):
+        return args.calibration
+    return read_arrays(args.calibration)
 
 
 def options_of(args: argparse.Namespace) -> ModelOptions:
@@ -221,6 +243,7 @@ def compile_model(
             out=out,
             dump_ir=args.dump_ir,
             database=False if args.no_database else args.database,
+            calibration=calibration_of(args),
         )
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "check_output",
     "dataset_of",
     "random_inputs",
+    "read_arrays",
     "read_inputs",
     "write_outputs",
 ]
@@ -58,11 +59,11 @@ def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> list[np
     return out
 
 
-def read_inputs(path: str, specs: Sequence[TensorSpec]) -> list[np.ndarray]:
-    """Arrays for a network's inputs from .npy (one input), .npz or .safetensors (by name).
+def read_arrays(path: str) -> np.ndarray | dict[str, np.ndarray]:
+    """The array of a .npy file; those of a .npz or .safetensors file by name.
 
     Raises:
-        DataError: missing, damaged, holding pickles, or without one of the names.
+        DataError: missing, damaged, or holding pickles.
     """
     file = Path(path)
     if file.suffix not in _READABLE:
@@ -83,6 +84,16 @@ def read_inputs(path: str, specs: Sequence[TensorSpec]) -> list[np.ndarray]:
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); it may be truncated"
         ) from error
+    return arrays
+
+
+def read_inputs(path: str, specs: Sequence[TensorSpec]) -> list[np.ndarray]:
+    """Arrays for a network's inputs from .npy (one input), .npz or .safetensors (by name).
+
+    Raises:
+        DataError: missing, damaged, holding pickles, or without one of the names.
+    """
+    arrays = read_arrays(path)
     if isinstance(arrays, np.ndarray):
         return [arrays]
     if len(arrays) == len(specs) == 1:

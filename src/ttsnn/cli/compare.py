@@ -51,6 +51,11 @@ def add_parser(subparsers: Any) -> None:
         help="train: one whole training step (default: inference)",
     )
     _common.add_checkpointing(parser)
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="let firing rates on the input choose event-driven layers",
+    )
     group = parser.add_argument_group("real input instead of random")
     group.add_argument("--real", action="store_true", help="the first samples of --dataset")
     _io.add_dataset(group)
@@ -86,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
             x=x,
             phase=args.phase,
             activation_checkpointing=args.activation_checkpointing,
+            **({"calibrate": True} if args.calibrate else {}),
             report=live.update if live is not None else None,
         )
     show = show_comparison if args.phase == "inference" else _show_training

@@ -50,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
         "kernels": len(manifest.kernels),
         "fallback_kernels": fallbacks,
         "tuned_layers": len(manifest.info.get("tuning", ())),
+        "event_driven_layers": [
+            n for k in manifest.kernels if k.rule == "events" for n in k.layers
+        ],
         "executed_macs": manifest.executed_macs,
         "compile_s": net.compile_s,
     }
@@ -64,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
                 f"  {data['plan']['layers']} tensor-train layers ({data['plan']['rule']})"
             )
         tuned = f", {data['tuned_layers']} layers tuned" if data["tuned_layers"] else ""
+        events = len(data["event_driven_layers"])
+        tuned += f", {events} layers event-driven" if events else ""
         console.print(f"  {len(manifest.kernels)} kernels{tuned}")
         _common.warn_fallbacks(fallbacks)
 

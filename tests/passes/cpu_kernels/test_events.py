@@ -52,7 +52,9 @@ def check(config, rate, target, batch=1, packed=True, tiles=None):
         config, weights = pack_layer_weights(config, [operands[n] for n in names], target)
         operands.update(zip(names, weights))
     tiles = tiles or default_tiles(config, batch, isa_of(target), 1)
-    events, dense = (fused(config, operands, batch, target, replace(tiles, events=e)) for e in (True, False))
+    events, dense = (
+        fused(config, operands, batch, target, replace(tiles, events=e)) for e in (True, False)
+    )
     assert_same(events, want, config.dtype)
     for name in config.emit:
         np.testing.assert_array_equal(events[name], dense[name])

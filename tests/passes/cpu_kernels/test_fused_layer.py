@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import tvm
 from tvm.target import codegen
@@ -17,7 +16,6 @@ from ttsnn.passes.cpu.kernels.tiles import LayerTiles, StageTile
 from ttsnn.passes.cpu.rules.layer import layer_rule
 from ttsnn.passes.layers.config import LifConfig
 from ttsnn.passes.layers.reference import reference_layer
-from ttsnn.passes.layers.signature import result_shapes
 
 from .oracle import (
     COLUMN,
