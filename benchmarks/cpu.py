@@ -35,7 +35,7 @@ PEERS = (
     "eager_loop,eager,eager_channels_last,inductor,onnxruntime,"
     "dense_loop,dense_eager,dense_eager_channels_last,dense_inductor,dense_onnxruntime"
 )
-CASE = ("phase", "model", "plan", "mode", "batch", "threads")
+CASE = ("phase", "model", "plan", "mode", "batch", "threads", "calibrate")
 KEPT = (
     "max_rel_error", "flipped_spikes", "spike_places", "agreement", "time_ms", "time_ratio",
     "time_spread", "time_pairs", "peak_memory_mb", "artifact_bytes", "compile_s",
@@ -75,7 +75,8 @@ def cases(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     lists = (args.phase, args.models, args.modes, args.batches, args.threads)
     for phase, model, mode, batch, threads in itertools.product(*(x.split(",") for x in lists)):
         plan, form = (None, None) if mode == "dense" else (args.plan, mode)
-        values = (phase, model, plan, form, int(batch), int(threads))
+        calibrate = args.calibrate and phase == "inference"
+        values = (phase, model, plan, form, int(batch), int(threads), calibrate)
         yield dict(zip(CASE, values, strict=True))
 
 
@@ -97,6 +98,7 @@ def measure(case: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         threads=case["threads"],
         against=args.against,
         seconds=args.seconds,
+        **({"calibrate": True} if case["calibrate"] else {}),
     )
     if not result["ok"]:
         raise SystemExit(f"{case}: does not agree with PyTorch: {result}")
@@ -117,7 +119,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     head += ["MB", "compile s", *peers]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for row in rows:
-        cells = [row["phase"], row["model"], row["mode"] or "dense", row["batch"], row["threads"]]
+        mode = (row["mode"] or "dense") + (" calibrated" if row["calibrate"] else "")
+        cells = [row["phase"], row["model"], mode, row["batch"], row["threads"]]
         cells.append(f"{row['time_ms']['ttsnn']:.2f}")
         known = "gflops" in row
         cells += [f"{row['gflops']:.0f}", f"{row['share_of_peak']:.0%}"] if known else ["", ""]
@@ -157,6 +160,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.axhline(1, color="black", linewidth=0.8)
         names = [
             f"{r['model']}\n{r['mode'] or 'dense'}, batch {r['batch']}\n{r['threads']} thread(s)"
+            + ("\ncalibrated" if r["calibrate"] else "")
             for r in chosen
         ]
         axes.set_xticks([k + 0.5 for k in range(len(chosen))], names, fontsize=7)
@@ -197,6 +201,9 @@ def main() -> None:
     parser.add_argument("--plan", default="paper", help="a rule for networks without a paper")
     parser.add_argument("--against", default=PEERS)
     parser.add_argument("--seconds", type=float, default=4.0, help="for each peer's pairs")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="event-driven layers, by the input"
+    )
     parser.add_argument("--limit", type=int, help="stop after this many new cases")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import ttsnn
 from ttsnn import models
 from ttsnn.cli import main
 
@@ -51,6 +52,16 @@ def test_compile(capfd, tmp_path):
     assert data["fallback_kernels"] == []
     assert main(["compile", *MLP, "-o", str(path)]) == 0
     assert "MB" in capfd.readouterr().out
+
+
+def test_compile_with_calibration_data(capfd, tmp_path):
+    path = tmp_path / "net.ttsnn"
+    np.save(tmp_path / "data.npy", np.full((4, 1, 8, 8), 0.5, "float32"))
+    for data in ("example", tmp_path / "data.npy"):
+        _json(capfd, "compile", *MLP, "--calibration", data, "-o", path)
+        rates = ttsnn.load(path).manifest.info["firing_rates"]
+        assert rates
+        assert all(0 <= rate <= 1 for rate in rates.values())
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
