@@ -34,6 +34,7 @@ IDEAS = (
     "pack_spikes",
     "neurons",
     "norms",
+    "updates",
     "clusters",
     "lockstep",
     "gating",

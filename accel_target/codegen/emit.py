@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
+from math import prod
+
 from ttsnn.accel_target.codegen.builder import Builder
 from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, Value
 from ttsnn.accel_target.codegen.tiling import Plan, plan_nest
+from ttsnn.accel_target.codegen.updates import Sum, emit_update
 from ttsnn.accel_target.isa import DRAM, NONE, Flag, Op, UnitKind
 
 __all__ = ["emit_nest"]
@@ -12,23 +16,38 @@ __all__ = ["emit_nest"]
 _Box = tuple[int, int]
 
 
-def emit_nest(nest: Nest, b: Builder, down: bool) -> Plan:
+def emit_nest(
+    nest: Nest, b: Builder, down: bool, updates: Mapping[int, Nest] | None = None
+) -> set[int]:
     """Plan a nest and append its instructions.
+
+    Args:
+        nest: the nest.
+        b: where instructions go.
+        down: allocate from the buffers' ends.
+        updates: gradient's number → the optimizer's nest for it, to run at the end.
+
+    Returns:
+        The gradients of ``updates`` that stayed on the chip, and so have been worked on.
 
     Raises:
         TargetError: it does not fit.
     """
-    plan = plan_nest(nest, b.arch, down)
-    _Emitter(nest, plan, b).run()
-    return plan
+    emitter = _Emitter(nest, plan_nest(nest, b.arch, down), b, updates or {})
+    emitter.run()
+    return emitter.updated
 
 
 class _Emitter:
-    def __init__(self, nest: Nest, plan: Plan, b: Builder) -> None:
-        self.nest, self.plan, self.b = nest, plan, b
+    def __init__(self, nest: Nest, plan: Plan, b: Builder, updates: Mapping[int, Nest]) -> None:
+        self.nest, self.plan, self.b, self.updates = nest, plan, b, updates
+        self.updated: set[int] = set()
+        self.refused: set[int] = set()
         self.turn = dict.fromkeys(plan.places, 0)  # copies in use, alternating
         self.touched: set[object] = set()  # sums that hold something
         self.loaded: set[Param] = set()
+        self.visits: dict[tuple[Param, int], int] = {}
+        self.last_visit = self.last_visits()
 
     # -- operands --
 
@@ -116,9 +135,62 @@ class _Emitter:
                     for item, start, stop in strip:
                         self.item(item, (start, stop))
         for p in nest.params():
-            if p.stores and not any(q is p for _, q in plan.streams):
-                for part in p.stores:
+            if not p.stores or any(q is p for _, q in plan.streams):
+                continue
+            place = plan.places[p]
+            total = Sum(p, place.size, place.at[0], (0, p.shape[1]), (0, p.shape[2]))
+            self.update(total, [q for q in plan.places if isinstance(q, Param) and q.sums])
+            for part in p.stores:
+                if part.tensor not in self.updated:
                     self.store_part(p, part)
+
+    def update(self, total: Sum, keys: Iterable[object]) -> set[int]:
+        """Run the optimizer on a complete sum, beside what lies at some of the plan's places.
+
+        Returns the gradients that it has worked on, which need not be stored.
+        """
+        held = []
+        for key in keys:
+            place = self.plan.places[key]
+            fmt = (key[1] if isinstance(key, tuple) else key).format  # type: ignore[attr-defined]
+            row = -(-prod(place.size) // place.size[1] * self.b.bits[fmt] // 8)
+            held += [(at, row * place.size[1]) for at in place.at]
+        done = set()
+        for t in dict.fromkeys(part.tensor for part in total.param.stores):
+            nest = None if t in self.refused else self.updates.get(t)
+            if nest is None:
+                continue
+            if emit_update(self.b, held, total, nest, t):
+                done.add(t)
+            else:  # nor are later, smaller blocks worked on: all are, or none
+                self.refused.add(t)
+        self.updated |= done
+        return done
+
+    def update_block(self, s: Step, p: Param, axis: str, box: _Box) -> set[int]:
+        """Run the optimizer on a complete block of a streamed sum."""
+        place = self.plan.places[s, p]
+        w, c = (box, (0, p.shape[2])) if axis == "w" else ((0, p.shape[1]), box)
+        total = Sum(p, place.size, place.at[self.turn[s, p] % 2], w, c)
+        return self.update(total, self.plan.places)
+
+    def last_visits(self) -> dict[Param, int]:
+        """How often a block of a streamed sum is worked on, where all steps have equal blocks."""
+        nest, plan = self.nest, self.plan
+        again = nest.N * (nest.T // plan.frames)
+        out: dict[Param, int] = {}
+        blocks: dict[Param, set[tuple[int, bool]]] = {}
+        for s, p in plan.streams:
+            if not p.sums:
+                continue
+            count = sum(
+                i is s or (s.group is not None and i == s.group)
+                for strip in plan.flow.strips
+                for i, *_ in strip
+            )
+            out[p] = out.get(p, 0) + again * count
+            blocks.setdefault(p, set()).add((plan.streams[s, p], s.ins[0].grouped))
+        return {p: n for p, n in out.items() if len(blocks[p]) == 1}
 
     def item(self, item, rows: _Box) -> None:
         if isinstance(item, Value):
@@ -344,11 +416,19 @@ class _Emitter:
         )
         self.touched.add(key)
         if streamed:
-            self.move_block(Op.STORE, s, p, axis, box)
+            self.visits[key] = self.visits.get(key, 0) + 1
+            last = self.visits[key] == self.last_visit.get(p)
+            done = self.update_block(s, p, axis, box) if last else set()
+            self.move_block(Op.STORE, s, p, axis, box, done)
 
-    def move_block(self, op: Op, s: Step, p: Param, axis: str, box: _Box) -> None:
+    def move_block(
+        self, op: Op, s: Step, p: Param, axis: str, box: _Box, but: Collection[int] = ()
+    ) -> None:
+        """Load or store a block of a streamed sum, ``but`` for some of its tensors."""
         place = self.plan.places[s, p]
         for part in p.stores:
+            if part.tensor in but:
+                continue
             tile = self.b.tile(
                 place.at[self.turn[s, p] % 2][0],
                 p.format,

@@ -14,6 +14,7 @@ from ttsnn.accel_target.codegen.hazards import BLOCK, assign_tokens
 from ttsnn.accel_target.codegen.lower import _UNITS, Lowering
 from ttsnn.accel_target.codegen.options import Options
 from ttsnn.accel_target.codegen.tiling import Space
+from ttsnn.accel_target.codegen.updates import Updates
 from ttsnn.accel_target.isa import NONE, Level, Op, UnitKind
 from ttsnn.accel_target.program import Program
 from ttsnn.errors import TargetError
@@ -43,14 +44,22 @@ def generate(graph: Graph, groups: list[Group], arch: Architecture, options: Opt
     """Instructions of a graph's groups."""
     b = Builder(arch)
     lowering = Lowering(graph, groups, b, options)
+    updates = Updates(groups if options.fusion and options.updates else [])
+    updated: set[int] = set()
     down = False
     for k, g in enumerate(groups):
+        if k in updated:
+            continue
         if isinstance(g.nodes[0], Small):
             for n in g.nodes:
                 assert isinstance(n, Small)
                 _emit_small(n, b, lowering, down)
         else:
-            emit_nest(lowering.nest(k, g), b, down)
+            then = {lowering.number(t): (u, lowering.nest(u, groups[u])) for t, u in updates.of(k)}
+            done = emit_nest(
+                lowering.nest(k, g), b, down, {t: nest for t, (_, nest) in then.items()}
+            )
+            updated |= {then[t][0] for t in done}
         down = not down
     program = b.program({"options": options.to_json(), "T": graph.T, "N": graph.N})
     return assign_tokens(program, b.bits)

@@ -217,8 +217,12 @@ class NormImport(TTImport):
         negative = self.vector(Vec.MUL, total, -1.0 / n)
         ones = Image(total, 0, 1), Image(negative, 0, 1)
         self.emit(WGrad(self.tag("cov"), *ones, point(1, 1), (1, r, r), rows, more=True))
-        first = self.small_conv(Image(total, 0, 1), chain.weight, "sum", Format.STATISTIC)
-        square = self.small_conv(Image(cov, 0, 1), chain.weight, "cov4", Format.STATISTIC)
+        self.chain += 1  # both with one copy of the core
+        products = [(total, "sum"), (cov, "cov4")]
+        first, square = (
+            self.small_conv(Image(t, 0, 1), chain.weight, name, Format.STATISTIC, chain=self.chain)
+            for t, name in products
+        )
         both = self.product([square, Image(chain.core, 0, 1)], (), Format.STATISTIC)
         spread = self.temp(f"{self.layer}.spread", (1, 1, 1, c), Format.STATISTIC)
         self.emit(Sum(self.tag("bn"), Op.RED, [both], spread, 0, int(Reduce.SUM)))
@@ -319,7 +323,12 @@ class NormImport(TTImport):
             (1, r, r), (Rows(matrix.tensor, 0, 1, 0),), f"{self.layer}.m", Format.GRADIENT
         )
         back = self.small_conv(
-            Image(offset, 0, 1), chain.weight, "k", Format.STATISTIC, transpose=True
+            Image(offset, 0, 1),
+            chain.weight,
+            "k",
+            Format.STATISTIC,
+            transpose=True,
+            chain=self.chain,
         )
         mean = self.small_conv(Image(chain.mean, 0, 1), chain.matrix, "km", Format.STATISTIC)
         chain.offset = self.vector(Vec.SUB, back.tensor, mean.tensor)

@@ -51,6 +51,8 @@ class Options:
             never is in DRAM.
         norms: statistics and gradients of the batch norm behind a chain are computed from the
             chain's last intermediate; neither its result nor that result's gradient are in DRAM.
+        updates: the optimizer works on a weight's gradient where its sum lies, at the end of the
+            nest that makes it; the gradient then never is in DRAM. It is a fusion too.
         clusters: use all clusters. Off: the first alone.
         lockstep: four equal clusters work as one array, whose operands are read once and sent
             through links. Off: each works on a part of the chain.
@@ -62,6 +64,7 @@ class Options:
     pack_spikes: bool = True
     neurons: bool = True
     norms: bool = True
+    updates: bool = True
     clusters: bool = True
     lockstep: bool = True
 

@@ -155,5 +155,5 @@ def test_a_dropped_core_is_found(step, role):
         assert re.search("not there|nothing of this shape", missing)
     else:  # something else of the same shape was there before
         want, _ = execute(program, arch, values, dtype="float64")
-        grads = [n for n in want if "conv1.g" in n]
-        assert any(np.abs(got[n] - want[n]).max() > 1e-6 * np.abs(want[n]).max() for n in grads)
+        # a gradient towards the input changes the weights of the layers before
+        assert any(np.abs(got[n] - want[n]).max() > 1e-6 * np.abs(want[n]).max() for n in want)
