@@ -32,6 +32,8 @@ class DramTensor:
             ``temp``.
         host_shape: sizes of the tensor in the network; empty for temporaries.
         host_axes: permutation of the network's axes before they are put together to ``shape``.
+        host_view: sizes as which the network's tensor is read first, where some of its axes are
+            split; empty: ``host_shape``.
         alias: name of the network's value that it holds.
     """
 
@@ -42,14 +44,16 @@ class DramTensor:
     host_shape: tuple[int, ...] = ()
     host_axes: tuple[int, ...] = ()
     binary: bool = False
+    host_view: tuple[int, ...] = ()
 
     def to_device(self, value: np.ndarray) -> np.ndarray:
         """The network's tensor as the accelerator's."""
-        return np.ascontiguousarray(np.transpose(value, self.host_axes)).reshape(self.shape)
+        view = value.reshape(self.host_view or value.shape)
+        return np.ascontiguousarray(np.transpose(view, self.host_axes)).reshape(self.shape)
 
     def to_host(self, value: np.ndarray) -> np.ndarray:
         """Inverse of :meth:`to_device`."""
-        moved = [self.host_shape[a] for a in self.host_axes]
+        moved = [(self.host_view or self.host_shape)[a] for a in self.host_axes]
         inverse = np.argsort(self.host_axes) if self.host_axes else ()
         moved_back = np.transpose(value.reshape(moved), inverse)
         return np.ascontiguousarray(moved_back).reshape(self.host_shape)
@@ -64,6 +68,7 @@ class DramTensor:
             "host_shape": list(self.host_shape),
             "host_axes": list(self.host_axes),
             "binary": self.binary,
+            "host_view": list(self.host_view),
         }
 
     @classmethod
@@ -72,10 +77,12 @@ class DramTensor:
         shape = tuple(int(s) for s in data["shape"])
         host_shape = tuple(int(s) for s in data["host_shape"])
         axes = tuple(int(a) for a in data["host_axes"])
+        view = tuple(int(s) for s in data.get("host_view", ()))
         if len(shape) != 4 or data["role"] not in ROLES or sorted(axes) != [*range(len(axes))]:
             raise ValueError(f"tensor {data['name']!r}")
         if data["role"] != "temp" and (
-            prod(host_shape) != prod(shape) or len(axes) != len(host_shape)
+            not prod(view or host_shape) == prod(host_shape) == prod(shape)
+            or len(axes) != len(view or host_shape)
         ):
             raise ValueError(f"tensor {data['name']!r}: {host_shape} is not {shape}")
         return cls(
@@ -86,6 +93,7 @@ class DramTensor:
             host_shape,
             axes,
             bool(data["binary"]),
+            view,
         )
 
 

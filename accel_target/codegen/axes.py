@@ -12,6 +12,7 @@ __all__ = [
     "is_flat",
     "param_axes",
     "shape_of",
+    "split_columns",
     "text_of",
     "weight_shape",
 ]
@@ -78,3 +79,18 @@ def param_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     if is_flat(shape):
         return tuple(range(len(shape)))
     return (2, 3, 1, 0) if len(shape) == 4 else tuple(range(len(shape)))[::-1]
+
+
+def split_columns(
+    shape: tuple[int, int, int, int], columns_last: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """View and permutation of a matrix on whose inputs an image was flattened.
+
+    Args:
+        shape: [1, pixels, channels, out] on the accelerator.
+        columns_last: the matrix is [in, out] in the network; else [out, in].
+    """
+    _, pixels, channels, out = shape
+    if columns_last:
+        return (channels, pixels, out), (1, 0, 2)
+    return (out, channels, pixels), (2, 1, 0)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from math import prod
 
 from ttsnn.accel_target.codegen.builder import Builder
-from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, Value
+from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, Value, needed_rows
 from ttsnn.accel_target.codegen.tiling import Plan, plan_nest
 from ttsnn.accel_target.codegen.updates import Sum, emit_update
 from ttsnn.accel_target.isa import DRAM, NONE, Flag, Op, UnitKind
@@ -152,8 +152,9 @@ class _Emitter:
         held = []
         for key in keys:
             place = self.plan.places[key]
-            fmt = (key[1] if isinstance(key, tuple) else key).format  # type: ignore[attr-defined]
-            row = -(-prod(place.size) // place.size[1] * self.b.bits[fmt] // 8)
+            of = key[1] if isinstance(key, tuple) else key
+            assert isinstance(of, Value | Param)
+            row = -(-prod(place.size) // place.size[1] * self.b.bits[of.format] // 8)
             held += [(at, row * place.size[1]) for at in place.at]
         done = set()
         for t in dict.fromkeys(part.tensor for part in total.param.stores):
@@ -454,8 +455,10 @@ class _Emitter:
         wide = (s.outs or s.ins)[0].channels
         box = c if c is not None else (0, wide)
         operands = []
-        for v in s.ins:
-            r = rows if s.geometry is None else needed_rows(s.geometry, rows, s.transpose)
+        for i, v in enumerate(s.ins):
+            r = rows
+            if s.geometry is not None and i == 0:  # what follows has the result's rows
+                r = needed_rows(s.geometry, rows, s.transpose)
             operands.append(self.value(v, r, (0, box[1]) if v.grouped else box, s.frames))
         for p in s.params:
             operands.append(self.param(p, None, None, box if p.shape[2] == wide else None))
@@ -488,17 +491,6 @@ class _Emitter:
             attr=attr,
             flags=flags,
         )
-
-
-def needed_rows(g, rows: _Box, transpose: bool) -> _Box:
-    """Rows of the operand that result rows [first, end) read, inside the image."""
-    offsets = [t[0] for t in g[2]]
-    low, high = min(offsets), max(offsets)
-    if not transpose:
-        return max(0, rows[0] * g[0] + low), max(1, min(g[3], (rows[1] - 1) * g[0] + high + 1))
-    first = max(0, -((high - rows[0]) // g[0]))
-    last = min(g[5] - 1, (rows[1] - 1 - low) // g[0])
-    return min(first, g[5] - 1), max(last, min(first, g[5] - 1)) + 1
 
 
 assert DRAM == 0

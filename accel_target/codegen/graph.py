@@ -30,7 +30,8 @@ class Tensor:
 
     Attributes:
         shape: [frames, height, width, channels]; frames are timesteps times images.
-        role, host_shape, host_axes: as in :class:`~ttsnn.accel_target.program.DramTensor`.
+        role, host_shape, host_axes, host_view: as in
+            :class:`~ttsnn.accel_target.program.DramTensor`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Tensor:
     role: str = "temp"
     host_shape: tuple[int, ...] = ()
     host_axes: tuple[int, ...] = ()
+    host_view: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ttsnn.accel_target.codegen.axes import (
     is_flat,
     param_axes,
     shape_of,
+    split_columns,
     text_of,
     weight_shape,
 )
@@ -139,6 +140,8 @@ class _Importer(ViewImport, NeuronImport, PoolImport, ProductImport, Elementwise
         if i in self.new_weights and t.format == Format.GRADIENT:
             t.format = Format.WEIGHT
         t.host_axes = param_axes(shape) if param else image_axes(len(shape))
+        if param and len(shape) == 2 and t.shape[1] > 1:
+            t.host_view, t.host_axes = split_columns(t.shape)
         t.name = f"{i}:{t.name}"
         return Image(t, 0, max(1, t.shape[0] // self.N))
 

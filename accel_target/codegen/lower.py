@@ -99,7 +99,15 @@ class Lowering:
         """Number of a tensor in DRAM."""
         if t not in self._numbers:
             self._numbers[t] = self.b.tensor(
-                DramTensor(t.name, t.shape, t.format, t.role, t.host_shape, t.host_axes)
+                DramTensor(
+                    t.name,
+                    t.shape,
+                    t.format,
+                    t.role,
+                    t.host_shape,
+                    t.host_axes,
+                    host_view=t.host_view,
+                )
             )
         return self._numbers[t]
 

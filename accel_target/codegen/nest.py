@@ -14,7 +14,18 @@ from dataclasses import dataclass, field
 from ttsnn.accel_target.codegen.builder import Geometry
 from ttsnn.accel_target.isa import Format, Level, Op
 
-__all__ = ["Flow", "Nest", "Param", "Part", "Ref", "Step", "Term", "Value", "flow_of"]
+__all__ = [
+    "Flow",
+    "Nest",
+    "Param",
+    "Part",
+    "Ref",
+    "Step",
+    "Term",
+    "Value",
+    "flow_of",
+    "needed_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -204,6 +215,16 @@ def first_needed_back(g: Geometry, done: int) -> int:
     return max(0, -((_extent(g)[1] - done) // g[0]))
 
 
+def needed_rows(g: Geometry, rows: tuple[int, int], transpose: bool) -> tuple[int, int]:
+    """Rows of the operand that result rows [first, end) read, inside the image."""
+    low, high = _extent(g)
+    if not transpose:
+        return max(0, rows[0] * g[0] + low), max(1, min(g[3], (rows[1] - 1) * g[0] + high + 1))
+    first = max(0, -((high - rows[0]) // g[0]))
+    last = min(g[5] - 1, (rows[1] - 1 - low) // g[0])
+    return min(first, g[5] - 1), max(last, min(first, g[5] - 1)) + 1
+
+
 Item = Value | Step | int
 """Something that processes rows: a load, a step, or a group by its number."""
 
@@ -250,8 +271,10 @@ def _reads(s: Step) -> Iterator[tuple[Value, str, Geometry | None]]:
     for i, v in enumerate(s.ins):
         if s.op == Op.WGRAD:
             yield v, "conv" if i == 0 else "point", s.geometry
-        elif s.geometry is not None:
+        elif s.geometry is not None and i == 0:
             yield v, "back" if s.transpose else "conv", s.geometry
+        elif s.geometry is not None:  # whose maximum it is: whole windows of the result's rows
+            yield v, "windows", s.geometry
         else:
             yield v, "point", None
 
@@ -340,7 +363,7 @@ def flow_of(nest: Nest, strip: int) -> Flow:
 
 
 def _low(kind: str, g: Geometry | None, done: int) -> int:
-    if g is None or kind == "point":
+    if g is None or kind in ("point", "windows"):
         return done
     return first_needed(g, done) if kind == "conv" else first_needed_back(g, done)
 
@@ -353,8 +376,12 @@ def _limit(s: Step, have: dict[int, int], item: Item, share: int, base: int) -> 
             continue
         sources = False
         n = have[id(v)]
-        if g is not None and kind != "point":
-            n = ready(g, n) if kind == "conv" else ready_back(g, n)
+        if g is not None and kind == "conv":
+            n = ready(g, n)
+        elif g is not None and kind == "back":
+            n = ready_back(g, n)
+        elif g is not None and kind == "windows" and n < g[3]:  # the last with what is below it
+            n = ready_back(g, min(ready(g, n), g[5] - 1))
         limit = min(limit, n)
     if sources and isinstance(item, int):
         limit = min(limit, -(-share * _end(s) // base))

@@ -20,7 +20,9 @@ class PoolImport(Importing):
 
     def _nn_max_pool2d(self, call: relax.Call, kind: Pool = Pool.MAX) -> Image:
         x, g = self.get(call.args[0]), self._window(call, call.args[0])
-        y = self.image(f"{self.layer}.pool", x, (g[5], g[6], x.shape[2]), x.tensor.format)
+        spikes = kind == Pool.MAX and self._binary(x)  # a maximum of spikes is one
+        name = f"{x.tensor.name}.pool" if spikes else f"{self.layer}.pool"
+        y = self.image(name, x, (g[5], g[6], x.shape[2]), x.tensor.format)
         if kind == Pool.MEAN:
             y.tensor.format = Format.ACTIVATION
         self.emit(Map(self.tag("pool"), Op.POOL, [x], [y], flags=int(kind), geometry=g))

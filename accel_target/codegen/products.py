@@ -8,13 +8,14 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from ttsnn.accel_target.codegen.axes import shape_of, text_of
+from ttsnn.accel_target.codegen.axes import shape_of, split_columns, text_of
 from ttsnn.accel_target.codegen.graph import Conv, Image, Rows, Tensor, Weight, WGrad
 from ttsnn.accel_target.codegen.importing import Value
-from ttsnn.accel_target.codegen.norms import NormImport, pays, point
+from ttsnn.accel_target.codegen.norms import NormImport, pays
 from ttsnn.accel_target.isa import Format
 from ttsnn.errors import TargetError
 from ttsnn.ops import tt_conv_attrs_of
+from ttsnn.passes.training.graph import operands
 from ttsnn.passes.training_kernels.link import dense_link
 
 __all__ = ["ProductImport"]
@@ -22,6 +23,10 @@ __all__ = ["ProductImport"]
 
 class ProductImport(NormImport):
     """Part of the importer; see :class:`ttsnn.accel_target.codegen.importer._Importer`."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.flattened: dict[Tensor, tuple[int, int]] = {}
 
     def _nn_conv2d(self, call: relax.Call) -> Image:
         x, w = self.get(call.args[0]), self.get(call.args[1])
@@ -110,23 +115,28 @@ class ProductImport(NormImport):
 
     def _matmul(self, call: relax.Call) -> Value:
         a, b = self.get(call.args[0]), self.get(call.args[1])
-        g = point(1, 1)
         if isinstance(a, Image) and isinstance(b, tuple) and isinstance(b[1], Tensor):
             w, transpose = b[1], False
         elif isinstance(a, Image) and isinstance(b, Tensor):
-            w, transpose = b, True
+            w, transpose = b, not self._columns_last(call.args[1], b)
         elif isinstance(a, tuple) and isinstance(a[1], Image) and isinstance(b, Image):
-            shape = (1, b.shape[2], a[1].shape[2])
+            shape = (b.shape[0] * b.shape[1], b.shape[2], a[1].shape[2])
             dw = self.temp(f"{self.layer}.grad", (1, *shape), Format.GRADIENT)
-            self.emit(WGrad(self.tag("dw"), b, a[1], g, shape, (Rows(dw, 0, 1, 0),)))
+            rows, g = (Rows(dw, 0, shape[0], 0),), _whole(*b.shape[:2])
+            self.emit(WGrad(self.tag("dw"), b, a[1], g, shape, rows, self._binary(b)))
             return dw
         else:
             raise TargetError(f"target ttsnn-accel: product {text_of(call)} after {self.layer!r}")
         self.layer = self.layer_of.get(w, self.layer)
-        shape = w.shape[1:]
-        out = shape[1] if transpose else shape[2]
+        if transpose and a.shape[:2] != (1, 1):
+            raise TargetError(f"target ttsnn-accel: product {text_of(call)} after {self.layer!r}")
+        if not transpose:
+            self._split(w, a)
+        size, shape = self.flattened.get(w, (1, 1)), w.shape[1:]
+        g = _whole(*size)
+        out = (*size, shape[1]) if transpose else (1, 1, shape[2])
         fmt = Format.GRADIENT if transpose else Format.ACCUMULATOR
-        y = self.image(f"{self.layer}.linear", a, (1, 1, out), fmt)
+        y = self.image(f"{self.layer}.linear", a, out, fmt)
         flags = 0 if transpose else self._binary(a)
         self.emit(
             Conv(
@@ -137,6 +147,46 @@ class ProductImport(NormImport):
             )
         )
         return y
+
+    def _columns_last(self, arg: relax.Var, w: Tensor) -> bool:
+        """Whether a product has a matrix [in, out], as a linear layer with a folded batch norm has.
+
+        It then comes to DRAM as it is. In training it is the product towards the input.
+        """
+        uses = sum(arg in operands(e) for e in self.relax.bindings.values())
+        if not self.inference or uses != 1 or len(w.host_shape) != 2 or w.role != "input":
+            return False
+        w.shape, w.host_axes = (1, 1, *w.host_shape), (0, 1)
+        return True
+
+    def _split(self, w: Tensor, x: Image) -> None:
+        """A matrix on a flattened image, and what is kept for it, gets a tap for each pixel.
+
+        The network flattens [channels, height, width], the accelerator has channels last.
+        """
+        h, wide, c = x.shape
+        if (h, wide) == self.flattened.get(w, (1, 1)):
+            return
+        if w in self.flattened or w.shape[1:3] != (1, h * wide * c):
+            raise TargetError(
+                f"target ttsnn-accel: layer {self.layer!r} multiplies images of {x.shape} with a "
+                f"matrix of {w.host_shape}"
+            )
+        self.flattened[w] = h, wide
+        for t in self.graph.inputs:
+            if t is w or (t.host_shape == w.host_shape and t.name.startswith(f"{w.name}.")):
+                t.shape = (1, h * wide, c, w.shape[3])
+                columns_last = t.host_axes == (0, 1)
+                t.host_view, t.host_axes = split_columns(t.shape, columns_last)
+
+    def _tt_linear(self, call: relax.Call) -> Any:
+        raise TargetError(
+            f"target ttsnn-accel: {text_of(call.args[0])} after layer {self.layer!r} goes into a "
+            "tensor-train linear layer, which the accelerator does not have; leave linear layers "
+            "dense in the plan (exclude them), or compile for cpu"
+        )
+
+    _tt_linear_backward = _tt_linear
 
     def _tt_conv2d(self, call: relax.Call) -> Image:
         x, *cores = map(self.get, call.args)
@@ -158,6 +208,12 @@ class ProductImport(NormImport):
             dh = self.gradient_at_last(chain)
             return self.tt_backward(x, cores, dh, attrs, call.args[0], chain.grad)
         return self.tt_backward(x, cores, dy, attrs, call.args[0])
+
+
+def _whole(height: int, width: int) -> Any:
+    """A convolution of a whole image to one pixel."""
+    taps = tuple((i, j) for i in range(height) for j in range(width))
+    return height, width, taps, height, width, 1, 1
 
 
 def _stage_geometry(stage) -> Any:

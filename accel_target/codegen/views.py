@@ -34,6 +34,8 @@ class ViewImport(Importing):
                 x.tensor.shape = (x.tensor.shape[0], *frames_of(shape)[1:])
                 x.tensor.host_axes = tuple(range(len(x.tensor.host_shape)))
                 return x
+            if len(shape) in (2, 3) and shape[-1] == prod(x.shape):
+                return x  # flattened: the matrix that reads it is one tap a pixel
         raise TargetError(
             f"target ttsnn-accel: reshape of {text_of(call.args[0])} to {tuple(shape)} after layer "
             f"{self.layer!r} is no view on the accelerator"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from ttsnn.accel_target.arch import Architecture
 from ttsnn.ops import lif, tt_conv2d
 from ttsnn.passes.training import SGD, CrossEntropy, build_train_step
 from ttsnn.program import make_program, num_inputs, params_of
 
-__all__ = ["convolution", "network", "reference", "train_step", "values_of"]
+__all__ = ["convolution", "network", "reference", "small", "train_step", "values_of"]
 
 
 class _Net:
@@ -196,3 +198,17 @@ def reference(mod: tvm.IRModule, values: dict) -> list[np.ndarray]:
     vm = relax.VirtualMachine(relax.build(mod.without_attr("ttsnn.params"), "llvm"), tvm.cpu())
     out = vm["main"](*[tvm.runtime.tensor(np.asarray(v, order="C")) for v in values.values()])
     return [o.numpy() for o in out] if not hasattr(out, "numpy") else [out.numpy()]
+
+
+def small(arch: Architecture, share: int) -> Architecture:
+    """The same machine with a fraction of its buffers."""
+    clusters = tuple(
+        dataclasses.replace(
+            c,
+            weight_buffer=c.weight_buffer // share,
+            input_buffer=c.input_buffer // share,
+            output_buffer=c.output_buffer // share,
+        )
+        for c in arch.clusters
+    )
+    return dataclasses.replace(arch, clusters=clusters)

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ttsnn.accel_target.arch import Architecture, load_architecture
+from ttsnn.accel_target.arch import load_architecture
 from ttsnn.accel_target.codegen.choose import choose
 from ttsnn.accel_target.codegen.cuts import cut_groups
 from ttsnn.accel_target.codegen.fuse import partition
@@ -22,20 +22,6 @@ from ttsnn.accel_target.sim.execute import execute
 from ttsnn.accel_target.simulate import simulate
 from ttsnn.errors import TargetError
 from ttsnn.passes.training.graph import Graph
-
-
-def _small(arch: Architecture, share: int) -> Architecture:
-    """The same machine with a fraction of its buffers."""
-    clusters = tuple(
-        dataclasses.replace(
-            c,
-            weight_buffer=c.weight_buffer // share,
-            input_buffer=c.input_buffer // share,
-            output_buffer=c.output_buffer // share,
-        )
-        for c in arch.clusters
-    )
-    return dataclasses.replace(arch, clusters=clusters)
 
 
 @pytest.mark.parametrize(("mode", "count"), [("ptt", 2), ("htt", 2), ("dense", 0)])
@@ -71,7 +57,7 @@ def test_neither_the_result_nor_its_gradient_is_in_dram(networks: ModuleType, mo
 
 @pytest.mark.parametrize("mode", ["ptt", "stt"])
 def test_cuts_move_fewer_bytes_and_change_no_result(networks: ModuleType, mode: str) -> None:
-    arch, options = _small(load_architecture("sata"), 32), Options()
+    arch, options = networks.small(load_architecture("sata"), 32), Options()
     mod = networks.train_step(
         networks.network(mode, size=(8, 8), channels=(40, 40), rank=16, stride=1)
     )
