@@ -8,7 +8,7 @@ tables that ``docs/accelerator.md`` quotes) and ``NAME.png``.
     python benchmarks/accel_energy.py --networks ms_resnet34 --modes ptt --techs sata16 sata28 \\
         --name accel_energy_resnet34 --out benchmarks/results
     python benchmarks/accel_energy.py --networks ms_resnet34 --modes stt ptt htt \\
-        --phases training --techs sata16 sata28 --ideas all 'without fusion'
+        --phases training --techs sata16 sata28 --ideas all 'without fusion' 'without updates'
     python benchmarks/accel_energy.py --modes dense stt --phases inference --archs sata --ideas all
 """
 
