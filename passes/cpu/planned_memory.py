@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from ttsnn.passes.plan_memory import PlanMemory
 
@@ -18,7 +18,7 @@ def planned_bytes(mod: tvm.IRModule) -> dict[str, int]:
     Results are not among them, nor what kernels hold inside.
 
     Args:
-        mod: of :meth:`ttsnn.passes.cpu.target.CpuTarget.lower_training`: all sizes are known.
+        mod: scheduled kernels. Functions with sizes that are not known are left out.
     """
     t = relax.transform
     for step in (
@@ -28,16 +28,18 @@ def planned_bytes(mod: tvm.IRModule) -> dict[str, int]:
         PlanMemory(),
     ):
         mod = step(mod)
-    return {
-        gvar.name_hint: sum(
-            int(binding.value.args[0].values[0])
-            for block in func.body.blocks
-            for binding in block.bindings
-            if _is_storage(binding.value)
-        )
-        for gvar, func in mod.functions_items()
-        if isinstance(func, relax.Function)
-    }
+    found = {}
+    for gvar, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            sizes = [
+                binding.value.args[0].values[0]
+                for block in func.body.blocks
+                for binding in block.bindings
+                if _is_storage(binding.value)
+            ]
+            if all(isinstance(size, tirx.IntImm) for size in sizes):
+                found[gvar.name_hint] = sum(map(int, sizes))
+    return found
 
 
 def _is_storage(value: relax.Expr) -> bool:
