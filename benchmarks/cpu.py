@@ -86,11 +86,8 @@ def measure(case: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SystemExit: where the compiled network does not agree with PyTorch.
     """
-    from ttsnn.runtime.training.compare_train import compare_train
-
-    run = compare_train if case["phase"] == "train" else ttsnn.compare
     options = ModelOptions(dataset=args.dataset, calibrated=False)
-    result = run(
+    result = ttsnn.compare(
         resolve(case["model"], options),
         plan=case["plan"],
         mode=case["mode"] or "ptt",
@@ -98,7 +95,8 @@ def measure(case: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         threads=case["threads"],
         against=args.against,
         seconds=args.seconds,
-        **({"calibrate": True} if case["calibrate"] else {}),
+        phase=case["phase"],
+        calibrate=case["calibrate"],
     )
     if not result["ok"]:
         raise SystemExit(f"{case}: does not agree with PyTorch: {result}")

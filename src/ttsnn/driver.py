@@ -374,6 +374,8 @@ def compare(model: Any, *, phase: str = "inference", **settings: Any) -> dict[st
     if phase == "train":
         from ttsnn.runtime.training.compare_train import compare_train
 
+        if settings.pop("calibrate", False):
+            raise DataError("calibration is for inference: leave it out, or give phase inference")
         return compare_train(model, **settings)
     if phase != "inference":
         raise DataError(f"unknown phase {phase!r}: use inference or train")

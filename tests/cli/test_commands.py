@@ -64,6 +64,11 @@ def test_compile_with_calibration_data(capfd, tmp_path):
         assert all(0 <= rate <= 1 for rate in rates.values())
 
 
+def test_a_training_step_takes_no_calibration(capfd):
+    assert main(["compare", *MLP, "--phase", "train", "--calibrate", "--against", "none"]) == 2
+    assert "calibration is for inference" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
 def test_run_on_files(capfd, tmp_path, artifacts, network, suffix):
     x = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype("float32")

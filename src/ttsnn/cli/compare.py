@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             x=x,
             phase=args.phase,
             activation_checkpointing=args.activation_checkpointing,
-            **({"calibrate": True} if args.calibrate else {}),
+            calibrate=args.calibrate,
             report=live.update if live is not None else None,
         )
     show = show_comparison if args.phase == "inference" else _show_training
