@@ -9,6 +9,7 @@ from tvm import relax, tirx
 
 from ttsnn.passes.arena import Life, arena
 from ttsnn.passes.module_pass import ModulePass
+from ttsnn.passes.static_values import op_name
 
 __all__ = ["PlanMemory"]
 
@@ -46,7 +47,7 @@ def _planned(func: relax.Function, mod: tvm.IRModule) -> relax.Function | None:
         return None
     if any(isinstance(b.value, (relax.If, relax.SeqExpr, relax.Function)) for b in bindings):
         return None
-    sizes = {b.var: _nbytes(b.value) for b in bindings if _is_alloc(b.value)}
+    sizes = {b.var: _nbytes(b.value) for b in bindings if op_name(b.value) == _ALLOC}
     if any(size is None for size in sizes.values()):
         return None
     lives = _lives(bindings, func.body.body, {v: n for v, n in sizes.items() if n is not None}, mod)
@@ -54,10 +55,6 @@ def _planned(func: relax.Function, mod: tvm.IRModule) -> relax.Function | None:
         return func
     offsets, total = arena([*lives.values()])
     return _rewritten(func, dict(zip(lives, offsets)), total)
-
-
-def _is_alloc(value: relax.Expr) -> bool:
-    return isinstance(value, relax.Call) and getattr(value.op, "name", "") == _ALLOC
 
 
 def _nbytes(alloc: relax.Call) -> int | None:

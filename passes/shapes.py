@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import tvm
@@ -11,7 +12,7 @@ from tvm.sym import Analyzer
 
 from ttsnn.errors import PassError
 
-__all__ = ["dims", "known_dims", "product", "same", "same_dims"]
+__all__ = ["dims", "known_dims", "nbytes", "product", "same", "same_dims"]
 
 Dim = Any  # an int, IntImm or symbolic PrimExpr
 
@@ -49,6 +50,18 @@ def same(a: Dim, b: Dim) -> bool:
 def same_dims(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
     """Whether two shapes are equal."""
     return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+
+
+def nbytes(ty: tvm.ir.Type) -> int:
+    """Bytes of a tensor of static sizes, or of all tensors of a tuple.
+
+    Raises:
+        PassError: where a shape is not known.
+    """
+    if isinstance(ty, relax.TupleType):
+        return sum(map(nbytes, ty.fields))
+    bits = tvm.DataType(str(ty.dtype)).bits
+    return prod(int(s) for s in known_dims(relax.Var("x", ty))) * bits // 8
 
 
 def product(sizes: Sequence[Dim]) -> Dim:

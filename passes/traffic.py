@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from math import prod
 
 import tvm
-from tvm import relax, tirx
+from tvm import tirx
 
 from ttsnn.passes.schedule_kernels import MACS, RULE
-from ttsnn.passes.shapes import known_dims
+from ttsnn.passes.shapes import nbytes
 from ttsnn.passes.static_values import op_name
 
 __all__ = ["Traffic", "traffic"]
@@ -56,7 +55,7 @@ def traffic(lowered: tvm.IRModule, function: str = "main") -> list[Traffic]:
         for binding in block.bindings:
             value = binding.value
             if op_name(value) == "relax.call_tir":
-                touched = _size(value.ty) + sum(_size(a.ty) for a in value.args[1].fields)
+                touched = nbytes(value.ty) + sum(nbytes(a.ty) for a in value.args[1].fields)
                 calls[value.args[0]].append(touched)
     out = []
     for gvar, sizes in calls.items():
@@ -65,10 +64,3 @@ def traffic(lowered: tvm.IRModule, function: str = "main") -> list[Traffic]:
         rule, macs = str(func.attrs[RULE]), int(func.attrs[MACS])
         out.append(Traffic(gvar.name_hint, rule, len(sizes), len(sizes) * macs, sum(sizes)))
     return out
-
-
-def _size(ty: tvm.ir.Type) -> int:
-    if isinstance(ty, relax.TupleType):
-        return sum(map(_size, ty.fields))
-    bits = tvm.DataType(str(ty.dtype)).bits
-    return prod(int(s) for s in known_dims(relax.Var("x", ty))) * bits // 8

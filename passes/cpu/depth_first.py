@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 
 import tvm
@@ -13,6 +13,7 @@ from ttsnn.passes.layers.op import OP, layer_call, layer_config_of
 from ttsnn.passes.layers.signature import operand_shapes
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.rewriter import BindingRewriter, bindings_of, prune
+from ttsnn.passes.shapes import nbytes
 from ttsnn.passes.static_values import op_name, static_shape
 
 __all__ = ["BATCH_BYTES", "IMAGES_BYTES", "DepthFirst"]
@@ -116,12 +117,8 @@ def _operands(layer: relax.Call) -> list[tuple[relax.Expr, bool]]:
 
 def _nbytes(layer: relax.Call) -> int:
     """Bytes of a layer's input, residual and results."""
-    results = layer.ty.fields if isinstance(layer.ty, relax.TupleType) else [layer.ty]
-    types = [arg.ty for arg, images in _operands(layer) if images] + list(results)
-    return sum(
-        math.prod(int(d) for d in ty.shape.values) * tvm.DataType(str(ty.dtype)).itemsize
-        for ty in types
-    )
+    taken = sum(nbytes(arg.ty) for arg, images in _operands(layer) if images)
+    return taken + nbytes(layer.ty)
 
 
 class _Rewriter(BindingRewriter):
@@ -170,14 +167,9 @@ class _Rewriter(BindingRewriter):
         return here
 
     def _read_outside(self, run: Run) -> list[relax.Var]:
-        read: set[relax.Var] = set()
+        inside = Counter(arg for value in run.values() for arg in _arguments(value))
+        return [var for var in run if self.uses[var] > inside[var]]
 
-        def visit(node: relax.Expr) -> None:
-            if isinstance(node, relax.Var):
-                read.add(node)
 
-        for var, value in self.bound.items():
-            if var not in run:
-                relax.analysis.post_order_visit(value, visit)
-        relax.analysis.post_order_visit(self.mod["main"].body.body, visit)
-        return [var for var in run if var in read]
+def _arguments(value: relax.Expr) -> Sequence[relax.Expr]:
+    return [value.tuple_value] if isinstance(value, relax.TupleGetItem) else value.args

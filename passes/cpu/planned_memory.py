@@ -6,6 +6,7 @@ import tvm
 from tvm import relax, tirx
 
 from ttsnn.passes.plan_memory import PlanMemory
+from ttsnn.passes.static_values import op_name
 
 __all__ = ["planned_bytes"]
 
@@ -35,12 +36,8 @@ def planned_bytes(mod: tvm.IRModule) -> dict[str, int]:
                 binding.value.args[0].values[0]
                 for block in func.body.blocks
                 for binding in block.bindings
-                if _is_storage(binding.value)
+                if op_name(binding.value) == _STORAGE
             ]
             if all(isinstance(size, tirx.IntImm) for size in sizes):
                 found[gvar.name_hint] = sum(map(int, sizes))
     return found
-
-
-def _is_storage(value: relax.Expr) -> bool:
-    return isinstance(value, relax.Call) and getattr(value.op, "name", "") == _STORAGE

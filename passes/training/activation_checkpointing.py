@@ -20,11 +20,11 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 
 import numpy as np
 from tvm import relax
 
+from ttsnn.passes.shapes import nbytes
 from ttsnn.passes.training.graph import Graph, operands
 
 __all__ = ["Checkpointed", "checkpoint_activations"]
@@ -150,11 +150,7 @@ def _base(graph: Graph, var: relax.Var) -> relax.Var:
 def _bytes(var: relax.Var) -> int:
     """Of a tensor, or of all tensors of a tuple."""
     types = list(var.ty.fields) if isinstance(var.ty, relax.TupleType) else [var.ty]
-    return sum(
-        prod(int(s) for s in t.shape.values) * np.dtype(str(t.dtype)).itemsize
-        for t in types
-        if isinstance(t, relax.TensorType)
-    )
+    return sum(nbytes(t) for t in types if isinstance(t, relax.TensorType))
 
 
 def _best_cuts(parts: _Forward) -> tuple[list[int], int]:
