@@ -20,6 +20,7 @@ __all__ = [
     "LIF_FORMS",
     "LIF_RESETS",
     "LIF_TIMINGS",
+    "MAX_OFFSET",
     "MAX_UNITS",
     "NONE",
     "SCALARS",
@@ -119,6 +120,7 @@ class Pool(IntEnum):
     MEAN = 0  # zeros outside the image count
     MAX = 1
     SUM = 2
+    FLAT = 3  # dst (c, k) is channel c at tap k: an image in the network's order of features
 
 
 class Format(IntEnum):
@@ -225,6 +227,9 @@ GEOMETRY = np.dtype(
 taps (dy, dx) in rows ``tap0`` … ``tap0 + taps`` of the tap table; zero outside the image."""
 
 TAP = np.dtype([("dy", _I2), ("dx", _I2)])
+MAX_OFFSET = 32767
+"""The farthest that a tap reads from its output's pixel, rows or columns."""
+
 SCALARS = np.dtype(("<f8", (8,)))
 
 for _record, _size in ((INSTRUCTION, 32), (DESCRIPTOR, 38), (GEOMETRY, 32)):

@@ -10,7 +10,6 @@ __all__ = [
     "frames_of",
     "image_axes",
     "is_flat",
-    "param_axes",
     "shape_of",
     "split_columns",
     "text_of",
@@ -72,13 +71,6 @@ def weight_shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         case (o, i, kh, kw):
             return 1, kh * kw, i, o
     raise TargetError(f"target ttsnn-accel: a parameter of shape {shape}")
-
-
-def param_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Permutation from a parameter's axes to the accelerator's."""
-    if is_flat(shape):
-        return tuple(range(len(shape)))
-    return (2, 3, 1, 0) if len(shape) == 4 else tuple(range(len(shape)))[::-1]
 
 
 def split_columns(

@@ -1,14 +1,11 @@
-"""Tensor-train convolutions as nodes: one for each core, forward and backward."""
+"""Tensor trains as nodes: one for each core, forward and backward."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import relax
 
-from ttsnn.accel_target.codegen.builder import Geometry
 from ttsnn.accel_target.codegen.graph import (
     Conv,
     Image,
@@ -19,72 +16,10 @@ from ttsnn.accel_target.codegen.graph import (
     WGrad,
 )
 from ttsnn.accel_target.codegen.importing import Importing
-from ttsnn.accel_target.isa import Flag, Format, Op, Vec
-from ttsnn.ops import TTConvAttrs
-from ttsnn.passes.contraction import chain_of
-from ttsnn.passes.layers.config import Stage
+from ttsnn.accel_target.codegen.trains import Core, Link, Train
+from ttsnn.accel_target.isa import Format, Op, Vec
 
 __all__ = ["TTImport"]
-
-
-@dataclass(frozen=True)
-class _Core:
-    """One convolution of a chain: which rows of its weight are which rows of which core."""
-
-    geometry: Geometry
-    shape: tuple[int, int, int]
-    rows: tuple[tuple[int, int, int, int], ...]  # (core, its row, rows, at)
-    flags: int = 0
-
-
-_Link = dict[str, _Core]
-"""Convolutions that are added up: one, or the two branches of ptt."""
-
-
-def _links(
-    kind: str,
-    attrs: TTConvAttrs,
-    shapes: list[tuple[int, ...]],
-    size: tuple[int, int],
-    merge_cross: bool,
-) -> list[_Link]:
-    """The chain of a tensor-train convolution; ``kind`` is stt, ptt or half."""
-    chain = chain_of(kind, attrs, [np.broadcast_to(np.float32(0), s) for s in shapes], size)
-    out: list[_Link] = []
-    for name, (stage, _) in chain.items():
-        if name != "cross":
-            core = int(name[1]) - 1
-            out.append({name: _core(stage, stage.taps, ((core, 0, len(stage.taps), 0),))})
-            continue
-        rows, columns = _branches(attrs, shapes)
-        half = int(Flag.HALF)
-        if merge_cross:
-            at = {tap: i for i, tap in enumerate(stage.taps)}
-            parts = [(1, 0, len(rows), at[rows[0]])]
-            parts += [(2, k, 1, at[c]) for k, c in enumerate(columns)]
-            out.append({name: _core(stage, stage.taps, tuple(parts), half)})
-        else:
-            out.append(
-                {
-                    "g2": _core(stage, tuple(rows), ((1, 0, len(rows), 0),), half),
-                    "g3": _core(stage, tuple(columns), ((2, 0, len(columns), 0),), half),
-                }
-            )
-    return out
-
-
-def _branches(attrs: TTConvAttrs, shapes: list[tuple[int, ...]]) -> tuple[list, list]:
-    """Taps of the vertical and of the horizontal branch, as ``chain_of`` has them."""
-    kh, kw = shapes[1][2], shapes[2][2]
-    (dh, dw), (top, left) = attrs.dilation, attrs.padding[:2]
-    rows = [k * dh - top for k in range(kh)]
-    columns = [k * dw - left for k in range(kw)]
-    return [(r, columns[kw // 2]) for r in rows], [(rows[kh // 2], c) for c in columns]
-
-
-def _core(stage: Stage, taps, parts, flags: int = 0) -> _Core:
-    geometry = (*stage.strides, tuple(taps), *stage.in_size, *stage.out_size)
-    return _Core(geometry, (len(taps), stage.in_channels, stage.out_channels), parts, flags)
 
 
 class TTImport(Importing):
@@ -94,23 +29,14 @@ class TTImport(Importing):
         super().__init__(*given)
         self.window: tuple[int, int] | None = None
         self.parts: dict[Tensor, list[tuple[int, int]]] = {}
-        self.convs: dict[Tensor, tuple] = {}
+        self.trains: dict[Tensor, tuple] = {}
         self._saved: dict[tuple[relax.Expr, int], list[Image]] = {}
         self._again: dict[tuple[relax.Expr, int], list[Image]] = {}
 
-    def _parts(self, x: Image, attrs: TTConvAttrs) -> list[tuple[int, int, str]]:
-        """(first timestep, timesteps, kind) of what runs alike."""
-        if attrs.mode != "htt":
-            return [(0, x.steps, attrs.mode)]
-        full = x.steps if attrs.timesteps < 0 else attrs.timesteps
-        parts = [(0, full, "ptt"), (full, x.steps - full, "half")]
-        return [p for p in parts if p[1]]
+    def _chain(self, train: Train, cores: list[Tensor], x: Image, kind: str) -> list[Link]:
+        return train.links([c.host_shape for c in cores], x.shape[:2], kind)
 
-    def _chain(self, attrs: TTConvAttrs, cores: list[Tensor], x: Image, kind: str) -> list[_Link]:
-        shapes = [c.host_shape for c in cores]
-        return _links(kind, attrs, shapes, x.shape[:2], self.options.merge_cross)
-
-    def _weight_of(self, name: str, core: _Core, cores: list[Tensor]) -> Weight:
+    def _weight_of(self, name: str, core: Core, cores: list[Tensor]) -> Weight:
         seen: set[int] = set()
         rows = []
         for k, row, count, at in core.rows:
@@ -119,22 +45,19 @@ class TTImport(Importing):
             seen |= held
         return Weight(core.shape, tuple(rows), f"{self.layer}.{name}")
 
-    def _weights(self, link: _Link, cores: list[Tensor]) -> dict[str, Weight]:
+    def _weights(self, link: Link, cores: list[Tensor]) -> dict[str, Weight]:
         return {name: self._weight_of(name, core, cores) for name, core in link.items()}
 
     def tt_forward(
-        self, x: Image, cores: list[Tensor], attrs: TTConvAttrs, key: relax.Expr
+        self, x: Image, cores: list[Tensor], train: Train, key: relax.Expr
     ) -> Image:
-        """Nodes of ``tt.conv2d``; returns its result."""
+        """Nodes of a chain; returns its result."""
         y: Image | None = None
-        for start, steps, kind in self._parts(x, attrs):
-            links = self._chain(attrs, cores, x, kind)
+        for start, steps, kind in train.parts(x.steps):
+            links = self._chain(train, cores, x, kind)
             weights = [self._weights(link, cores) for link in links]
             if y is None:
-                g = next(iter(links[-1].values()))
-                y = self.image(
-                    f"{self.layer}.conv", x, (*g.geometry[5:7], g.shape[2]), Format.ACTIVATION
-                )
+                y = self.image(f"{self.layer}.y", x, train.result(links), Format.ACTIVATION)
             part = x.part(start, steps)
             self.window = start, steps
             whole = self.inference and self.variant().whole
@@ -146,8 +69,8 @@ class TTImport(Importing):
             inner = self._forward(part, links, weights, y.part(start, steps))
             self._saved[key, start] = inner
         assert y is not None
-        self.parts[y.tensor] = [(start, steps) for start, steps, _ in self._parts(x, attrs)]
-        self.convs[y.tensor] = self.layer, x, cores, attrs, key
+        self.parts[y.tensor] = [(start, steps) for start, steps, _ in train.parts(x.steps)]
+        self.trains[y.tensor] = self.layer, x, cores, train, key
         return y
 
     def _next_core(self, another: bool) -> None:
@@ -156,7 +79,7 @@ class TTImport(Importing):
             self.chain += 1
 
     def _forward(
-        self, x: Image, links: list[_Link], weights: list[dict[str, Weight]], y: Image | None
+        self, x: Image, links: list[Link], weights: list[dict[str, Weight]], y: Image | None
     ) -> list[Image]:
         """Emit the links; to y, or without the last where there is none. Returns inputs of each."""
         inputs = [x]
@@ -183,24 +106,24 @@ class TTImport(Importing):
         return inputs[: len(links)]
 
     def output_again(self, y: Image, dy: Image | None) -> Image:
-        """The result of ``tt.conv2d``, computed again where its variant says so.
+        """The result of a chain, computed again where its variant says so.
 
         Args:
             y: the result.
             dy: its gradient, which is about to be computed from it; None in the forward.
         """
-        if y.tensor not in self.convs:
+        if y.tensor not in self.trains:
             return y
         outer = self.layer
-        self.layer, x, cores, attrs, key = self.convs[y.tensor]
+        self.layer, x, cores, train, key = self.trains[y.tensor]
         v = self.variant()
         if v.again if dy is None else v.output:
             self.chain += 1
             self.graph.gradients[self.chain] = dy or y
             self.graph.whole.add(self.chain)
             again = self.image(f"{self.layer}.again", y, y.shape, y.tensor.format)
-            for start, steps, kind in self._parts(x, attrs):
-                links = self._chain(attrs, cores, x, kind)
+            for start, steps, kind in train.parts(x.steps):
+                links = self._chain(train, cores, x, kind)
                 weights = [self._weights(link, cores) for link in links]
                 self.window = start, steps
                 inputs = self._forward(
@@ -217,7 +140,7 @@ class TTImport(Importing):
         x: Image,
         cores: list[Tensor],
         dy: Image,
-        attrs: TTConvAttrs,
+        train: Train,
         key: relax.Expr,
         last: Tensor | None = None,
     ) -> tuple:
@@ -232,8 +155,8 @@ class TTImport(Importing):
         if last is not None:
             grads[3] = last
             written.add(3)
-        for start, steps, kind in self._parts(x, attrs):
-            links = self._chain(attrs, cores, x, kind)[: -1 if last is not None else None]
+        for start, steps, kind in train.parts(x.steps):
+            links = self._chain(train, cores, x, kind)[: -1 if last is not None else None]
             weights = [self._weights(link, cores) for link in links]
             self.window = start, steps
             inputs = self._again.get((key, start))
@@ -285,7 +208,7 @@ class TTImport(Importing):
         return dx, *grads
 
     def _core_grads(
-        self, link: _Link, x: Image, dy: Image, grads: list[Tensor], written: set[int]
+        self, link: Link, x: Image, dy: Image, grads: list[Tensor], written: set[int]
     ) -> None:
         for name, core in link.items():
             rows = tuple(Rows(grads[k], row, count, at) for k, row, count, at in core.rows)

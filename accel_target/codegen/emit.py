@@ -52,12 +52,22 @@ class _Emitter:
     # -- operands --
 
     def value(
-        self, v: Value, rows: _Box, channels: _Box | None = None, frames: _Box | None = None
+        self,
+        v: Value,
+        rows: _Box,
+        channels: _Box | None = None,
+        frames: _Box | None = None,
+        width: int | None = None,
     ) -> int:
-        """Box of a value; ``frames`` are timesteps of the nest, where these are not all it has."""
+        """Box of a value; ``frames`` are timesteps of the nest, where these are not all it has;
+        ``width`` is that of the operand, where it sees the value's bytes in another one."""
         place = self.plan.places[v]
         memory, address = place.at[self.turn[v] % len(place.at)]
-        first, count = channels or (0, v.channels)
+        size, wide = place.size, v.channels
+        if width is not None and width != v.width:
+            wide = v.width * v.channels // width
+            size = (*size[:2], width, wide)
+        first, count = channels or (0, wide)
         if v.grouped:
             first = 0
         start = v.frames[0] if v.frames else 0
@@ -65,10 +75,10 @@ class _Emitter:
             memory,
             v.format,
             address,
-            place.size,
-            (frames[0] - start, frames[1]) if frames else (0, place.size[0]),
+            size,
+            (frames[0] - start, frames[1]) if frames else (0, size[0]),
             (rows[0], rows[1] - rows[0]),
-            (0, v.width),
+            (0, size[2]),
             (first, count),
         )
 
@@ -263,7 +273,7 @@ class _Emitter:
     def whole(self, s: Step, rows: _Box) -> None:
         """A step outside groups."""
         if s.op == Op.GEMM:
-            total = s.outs[0].channels
+            total = s.terms[0].weight.shape[1 if s.transpose else 2]
             block = min(
                 (
                     self.plan.streams[s, t.weight]
@@ -336,12 +346,14 @@ class _Emitter:
             assert box is not None
             axis = "w" if (inner is not None) != transposed else "c"
             weight = self.weight(s, t, axis, box)
+            widths = (t.geometry[6], t.geometry[4])
+            wide_in, wide_out = widths if transposed else widths[::-1]
             self.b.emit(
                 Op.GEMM,
                 s.unit,
                 s.tag,
-                dst=self.value(s.outs[0], rows, out, s.frames),
-                src0=self.value(t.x, self.input_rows(s, t, rows), inner, s.frames),
+                dst=self.value(s.outs[0], rows, out, s.frames, wide_out),
+                src0=self.value(t.x, self.input_rows(s, t, rows), inner, s.frames, wide_in),
                 src1=weight,
                 attr=self.b.geometry(t.geometry),
                 flags=t.flags
@@ -410,8 +422,10 @@ class _Emitter:
             s.unit,
             s.tag,
             dst=tile,
-            src0=self.value(x, needed_rows(s.geometry, rows, False), w, s.frames),
-            src1=self.value(dy, rows, c, s.frames),
+            src0=self.value(
+                x, needed_rows(s.geometry, rows, False), w, s.frames, s.geometry[4]
+            ),
+            src1=self.value(dy, rows, c, s.frames, s.geometry[6]),
             attr=self.b.geometry(s.geometry),
             flags=s.flags | (Flag.ACC if key in self.touched else 0),
         )
@@ -459,12 +473,12 @@ class _Emitter:
             r = rows
             if s.geometry is not None and i == 0:  # what follows has the result's rows
                 r = needed_rows(s.geometry, rows, s.transpose)
-            operands.append(self.value(v, r, (0, box[1]) if v.grouped else box, s.frames))
+            operands.append(self.value(v, r, (0, box[1]) if v.grouped else c, s.frames))
         for p in s.params:
             operands.append(self.param(p, None, None, box if p.shape[2] == wide else None))
         flags, dst = (
             s.flags,
-            [self.value(v, rows, (0, box[1]) if v.grouped else box, s.frames) for v in s.outs],
+            [self.value(v, rows, (0, box[1]) if v.grouped else c, s.frames) for v in s.outs],
         )
         if s.sum is not None:
             key = (s.sum, s.sum_row, box[0])

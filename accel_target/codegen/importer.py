@@ -13,9 +13,7 @@ from ttsnn.accel_target.codegen.axes import (
     frames_of,
     image_axes,
     is_flat,
-    param_axes,
     shape_of,
-    split_columns,
     text_of,
     weight_shape,
 )
@@ -58,12 +56,16 @@ class _Importer(ViewImport, NeuronImport, PoolImport, ProductImport, Elementwise
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.new_weights: set[int] = set()
+        self.renewed: dict[int, str] = {}
 
     def run(self) -> Graph:
         names = list(params_of(self.mod))
         if not self.inference:
             signature = Manifest.of(self.mod).functions["main"]
             self.new_weights = set(signature.named("results", "param").values())
+            for i, slot in enumerate(signature.results):
+                if slot.role in ("param", "buffer", "optimizer"):
+                    self.renewed[i] = slot.name
         for i, arg in enumerate(self.relax.args):
             if i < self.count:
                 self.env[arg] = self._input(arg)
@@ -136,12 +138,12 @@ class _Importer(ViewImport, NeuronImport, PoolImport, ProductImport, Elementwise
             )
             t = new
         t.role, t.host_shape = "output", shape
-        param = isinstance(value, Tensor)
         if i in self.new_weights and t.format == Format.GRADIENT:
             t.format = Format.WEIGHT
-        t.host_axes = param_axes(shape) if param else image_axes(len(shape))
-        if param and len(shape) == 2 and t.shape[1] > 1:
-            t.host_view, t.host_axes = split_columns(t.shape)
+        t.host_axes = image_axes(len(shape)) if isinstance(value, Image) else tuple(range(len(shape)))
+        if i in self.renewed:  # as the old value is
+            (old,) = (o for o in self.graph.inputs if o.name == self.renewed[i])
+            t.host_view, t.host_axes = old.host_view, old.host_axes
         t.name = f"{i}:{t.name}"
         return Image(t, 0, max(1, t.shape[0] // self.N))
 

@@ -23,7 +23,7 @@ from ttsnn.accel_target.codegen.graph import (
 from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, Value
 from ttsnn.accel_target.codegen.options import Options
 from ttsnn.accel_target.codegen.tiling import plan_nest
-from ttsnn.accel_target.isa import Format, Level, Op, UnitKind
+from ttsnn.accel_target.isa import Format, Level, Op, Pool, UnitKind
 from ttsnn.accel_target.lockstep import can_lockstep
 from ttsnn.accel_target.program import DramTensor
 from ttsnn.errors import TargetError
@@ -160,7 +160,11 @@ class _Nest:
             for i in n.writes():
                 made[i.tensor] = n
         candidates: dict[Tensor, bool] = {}
+        viewed = self._viewed()
         for t in {*made, *users}:
+            if t in viewed:  # its channels are not those of what reads or makes it
+                candidates[t] = False
+                continue
             uses = users.get(t, [])
             maker = made.get(t)
             if any(
@@ -210,6 +214,24 @@ class _Nest:
         ):
             for t in part:
                 out[t] = k
+        return out
+
+    def _viewed(self) -> set[Tensor]:
+        """Tensors that a step reads or makes in another width, or with other channels."""
+        out: set[Tensor] = set()
+        for n in self.group.nodes:
+            if isinstance(n, Conv):
+                widths = [(i, g[6] if n.transpose else g[4]) for i, _, g, _ in n.terms]
+                g = n.terms[0][2]
+                widths.append((n.y, g[4] if n.transpose else g[6]))
+            elif isinstance(n, WGrad):
+                widths = [(n.x, n.geometry[4]), (n.dy, n.geometry[6])]
+            elif isinstance(n, Map) and n.flags == Pool.FLAT and n.geometry is not None:
+                out |= {i.tensor for i in [*n.ins, *n.outs]}
+                continue
+            else:
+                continue
+            out |= {i.tensor for i, width in widths if width != i.shape[1]}
         return out
 
     def _windowed(self, t: Tensor, uses: list[Node], maker: Node | None) -> bool:

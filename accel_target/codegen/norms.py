@@ -34,8 +34,8 @@ from ttsnn.accel_target.codegen.graph import (
     WGrad,
 )
 from ttsnn.accel_target.codegen.normed import normed_calls
+from ttsnn.accel_target.codegen.trains import Train
 from ttsnn.accel_target.isa import Format, Op, Reduce, Vec
-from ttsnn.ops import TTConvAttrs
 
 __all__ = ["NormImport", "pays", "point"]
 
@@ -161,13 +161,13 @@ class NormImport(TTImport):
     # -- on the cores --
 
     def to_last_core(
-        self, x: Image, cores: list[Tensor], attrs: TTConvAttrs, key: relax.Expr
+        self, x: Image, cores: list[Tensor], train: Train, key: relax.Expr
     ) -> Image:
         """``tt.conv2d`` without its last core; the result is computed where it is used."""
         self.chain += 1
         h: Image | None = None
-        for start, steps, kind in self._parts(x, attrs):
-            links = self._chain(attrs, cores, x, kind)
+        for start, steps, kind in train.parts(x.steps):
+            links = self._chain(train, cores, x, kind)
             weights = [self._weights(link, cores) for link in links]
             ((name, last),) = links[-1].items()
             if h is None:

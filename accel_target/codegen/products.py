@@ -12,6 +12,8 @@ from ttsnn.accel_target.codegen.axes import shape_of, split_columns, text_of
 from ttsnn.accel_target.codegen.graph import Conv, Image, Rows, Tensor, Weight, WGrad
 from ttsnn.accel_target.codegen.importing import Value
 from ttsnn.accel_target.codegen.norms import NormImport, pays
+from ttsnn.accel_target.codegen.trains import ConvTrain
+from ttsnn.accel_target.codegen.tt_linear import TTLinearImport
 from ttsnn.accel_target.isa import Format
 from ttsnn.errors import TargetError
 from ttsnn.ops import tt_conv_attrs_of
@@ -21,7 +23,7 @@ from ttsnn.passes.training_kernels.link import dense_link
 __all__ = ["ProductImport"]
 
 
-class ProductImport(NormImport):
+class ProductImport(NormImport, TTLinearImport):
     """Part of the importer; see :class:`ttsnn.accel_target.codegen.importer._Importer`."""
 
     def __init__(self, *given: Any) -> None:
@@ -179,35 +181,29 @@ class ProductImport(NormImport):
                 columns_last = t.host_axes == (0, 1)
                 t.host_view, t.host_axes = split_columns(t.shape, columns_last)
 
-    def _tt_linear(self, call: relax.Call) -> Any:
-        raise TargetError(
-            f"target ttsnn-accel: {text_of(call.args[0])} after layer {self.layer!r} goes into a "
-            "tensor-train linear layer, which the accelerator does not have; leave linear layers "
-            "dense in the plan (exclude them), or compile for cpu"
-        )
-
-    _tt_linear_backward = _tt_linear
-
     def _tt_conv2d(self, call: relax.Call) -> Image:
         x, *cores = map(self.get, call.args)
         self.layer = self.layer_of.get(cores[0], self.layer)
-        attrs = tt_conv_attrs_of(call)
+        train = self._conv_train(call)
         if (
             self.variant().norm
             and (call.args[0], call.args[1]) in self.normed_calls
             and pays(prod(shape_of(call)) // cores[3].shape[3], cores[3].shape[2])
         ):
-            return self.to_last_core(x, cores, attrs, call.args[0])
-        return self.tt_forward(x, cores, attrs, call.args[0])
+            return self.to_last_core(x, cores, train, call.args[0])
+        return self.tt_forward(x, cores, train, call.args[0])
 
     def _tt_conv2d_backward(self, call: relax.Call) -> Any:
         x, *cores, dy = map(self.get, call.args)
         self.layer = self.layer_of.get(cores[0], self.layer)
-        attrs, chain = tt_conv_attrs_of(call), self.normed.get(dy.tensor)
+        train, chain = self._conv_train(call), self.normed.get(dy.tensor)
         if chain is not None:
             dh = self.gradient_at_last(chain)
-            return self.tt_backward(x, cores, dh, attrs, call.args[0], chain.grad)
-        return self.tt_backward(x, cores, dy, attrs, call.args[0])
+            return self.tt_backward(x, cores, dh, train, call.args[0], chain.grad)
+        return self.tt_backward(x, cores, dy, train, call.args[0])
+
+    def _conv_train(self, call: relax.Call) -> ConvTrain:
+        return ConvTrain(tt_conv_attrs_of(call), self.options.merge_cross)
 
 
 def _whole(height: int, width: int) -> Any:

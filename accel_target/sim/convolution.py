@@ -113,7 +113,15 @@ def weight_grad(
 
 
 def pool(x: np.ndarray, g: Geometry, out0: int, outs: int, in0: int, kind: Pool) -> np.ndarray:
-    """Mean (zeros outside count), maximum or sum over the window's taps."""
+    """Mean (zeros outside count), maximum or sum over the window's taps.
+
+    ``FLAT`` is of a window that is the whole image: [frames, 1, channels, taps].
+    """
+    if kind == Pool.FLAT:
+        if in0 or x.shape[1] < g[3]:
+            raise TargetError("needs all rows of its operand")
+        whole = [x[:, a, b] for a, b in g[2]]
+        return np.stack(whole, axis=-1)[:, None]
     maximum = kind == Pool.MAX
     y = np.full((x.shape[0], outs, g[6], x.shape[3]), -np.inf if maximum else 0.0, x.dtype)
     for _, ro, co, ri, ci in _cuts(g, out0, outs, in0, x.shape[1]):
@@ -125,11 +133,17 @@ def pool(x: np.ndarray, g: Geometry, out0: int, outs: int, in0: int, kind: Pool)
 def pool_back(
     dy: np.ndarray, x: np.ndarray | None, g: Geometry, in0: int, ins: int, out0: int, kind: Pool
 ) -> np.ndarray:
-    """Gradient of a mean or sum, or with x of a maximum (to the first that has it).
+    """Gradient of a mean or sum, or with x of a maximum (to the first that has it), or of FLAT.
 
     dy must hold all rows whose windows touch the rows in0 … in0 + ins.
     """
     sh, sw, taps, in_h, in_w, _out_h, out_w = g
+    if kind == Pool.FLAT:
+        dx = np.zeros((dy.shape[0], ins, in_w, dy.shape[2]), dy.dtype)
+        for k, (a, b) in enumerate(taps):
+            if in0 <= a < in0 + ins:
+                dx[:, a - in0, b] = dy[:, 0, :, k]
+        return dx
     frames, _, _, channels = dy.shape
     dx = np.zeros((frames, ins, in_w, channels), dy.dtype)
     scale = dy.dtype.type(1 / len(taps) if kind == Pool.MEAN else 1)

@@ -359,7 +359,8 @@ def _pointwise(program: Program, arch: Architecture, c: Costs, col: _Columns, op
     work = count
     kind = col.flags & 0xFF
     if op == Op.POOL:
-        work = col.elements("dst") * program.geometry[col.table["attr"]]["taps"]
+        taps = np.where(kind == Pool.FLAT, 1, program.geometry[col.table["attr"]]["taps"])
+        work = col.elements("dst") * taps
     for k, event in _KINDS.get(op, {}).items():
         _count(c, col.rows, event, np.where(kind == k, work, 0))
     if op == Op.RED:

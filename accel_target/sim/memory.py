@@ -93,7 +93,7 @@ class Memory:
         """
         if b.memory == DRAM:
             return self._read_dram(b)
-        tile = self._tiles.get(b.memory, {}).get((b.address, b.size, b.format))
+        tile = self._tiles.get(b.memory, {}).get((b.address, b.size, b.format)) or self._view(b)
         if tile is None:
             raise TargetError(f"reads {_place(b)}, where nothing of this shape was written")
         frames = slice(b.f0, b.f0 + b.f)
@@ -152,6 +152,29 @@ class Memory:
             np.zeros((rows, width), bool),
         )
         return tiles[key]
+
+    def _view(self, b: Box) -> _Tile | None:
+        """What lies at a box's address in rows of another width, if all of it was written."""
+        tiles = self._tiles.get(b.memory, {})
+        f, rows, width, channels = b.size
+        for key, tile in tiles.items():
+            address, (frames, height, *row), fmt = key
+            same = (address, frames, height, fmt) == (b.address, f, rows, b.format)
+            held = tile.row_of[:1, :, :1]
+            if (
+                same
+                and row[0] * row[1] == width * channels
+                and tile.columns.all()
+                and (held >= 0).all()
+                and (tile.row_of == held).all()
+            ):
+                del tiles[key]
+                tile.data = tile.data.reshape(b.size)
+                tile.row_of = np.broadcast_to(held, (f, rows, channels)).copy()
+                tile.columns = np.ones((rows, width), bool)
+                tiles[b.address, b.size, b.format] = tile
+                return tile
+        return None
 
     def _dtype(self, fmt: int) -> str:
         return "float64" if fmt == Format.STATISTIC else self.dtype
