@@ -48,16 +48,14 @@ class TTImport(Importing):
     def _weights(self, link: Link, cores: list[Tensor]) -> dict[str, Weight]:
         return {name: self._weight_of(name, core, cores) for name, core in link.items()}
 
-    def tt_forward(
-        self, x: Image, cores: list[Tensor], train: Train, key: relax.Expr
-    ) -> Image:
+    def tt_forward(self, x: Image, cores: list[Tensor], train: Train, key: relax.Expr) -> Image:
         """Nodes of a chain; returns its result."""
         y: Image | None = None
         for start, steps, kind in train.parts(x.steps):
             links = self._chain(train, cores, x, kind)
             weights = [self._weights(link, cores) for link in links]
             if y is None:
-                y = self.image(f"{self.layer}.y", x, train.result(links), Format.ACTIVATION)
+                y = self.image(f"{self.layer}.conv", x, train.result(links), Format.ACTIVATION)
             part = x.part(start, steps)
             self.window = start, steps
             whole = self.inference and self.variant().whole

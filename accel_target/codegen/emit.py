@@ -422,9 +422,7 @@ class _Emitter:
             s.unit,
             s.tag,
             dst=tile,
-            src0=self.value(
-                x, needed_rows(s.geometry, rows, False), w, s.frames, s.geometry[4]
-            ),
+            src0=self.value(x, needed_rows(s.geometry, rows, False), w, s.frames, s.geometry[4]),
             src1=self.value(dy, rows, c, s.frames, s.geometry[6]),
             attr=self.b.geometry(s.geometry),
             flags=s.flags | (Flag.ACC if key in self.touched else 0),

@@ -72,7 +72,7 @@ class _Importer(ViewImport, NeuronImport, PoolImport, ProductImport, Elementwise
             else:
                 name = names[i - self.count]
                 self.env[arg] = self._param(name, arg)
-                self.layer_of[self.env[arg]] = layer_name(name)
+                self.layer_of[self.env[arg]] = layer_name(name).removesuffix(".cores")
         self.updates = self.relax.dependent(
             [a for a in self.relax.args if a.name in {"lr", "step"} or self._is_state(a)]
         )
@@ -140,7 +140,9 @@ class _Importer(ViewImport, NeuronImport, PoolImport, ProductImport, Elementwise
         t.role, t.host_shape = "output", shape
         if i in self.new_weights and t.format == Format.GRADIENT:
             t.format = Format.WEIGHT
-        t.host_axes = image_axes(len(shape)) if isinstance(value, Image) else tuple(range(len(shape)))
+        t.host_axes = (
+            image_axes(len(shape)) if isinstance(value, Image) else tuple(range(len(shape)))
+        )
         if i in self.renewed:  # as the old value is
             (old,) = (o for o in self.graph.inputs if o.name == self.renewed[i])
             t.host_view, t.host_axes = old.host_view, old.host_axes

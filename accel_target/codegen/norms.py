@@ -160,9 +160,7 @@ class NormImport(TTImport):
 
     # -- on the cores --
 
-    def to_last_core(
-        self, x: Image, cores: list[Tensor], train: Train, key: relax.Expr
-    ) -> Image:
+    def to_last_core(self, x: Image, cores: list[Tensor], train: Train, key: relax.Expr) -> Image:
         """``tt.conv2d`` without its last core; the result is computed where it is used."""
         self.chain += 1
         h: Image | None = None

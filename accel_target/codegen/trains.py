@@ -145,9 +145,9 @@ class LinearTrain:
         for k, (r, m, n, after) in enumerate(shapes):
             if rest > MAX_OFFSET:
                 raise TargetError(
-                    f"target ttsnn-accel: layer {self.layer!r}, tt.linear: core {k} {shapes[k]} reads "
-                    f"a row of {rest} pixels, the accelerator reaches {MAX_OFFSET}; leave the layer "
-                    "dense in the plan (exclude it), or compile for cpu"
+                    f"target ttsnn-accel: layer {self.layer!r}, tt.linear: core {k} {shapes[k]} "
+                    f"reads a row of {rest} pixels, the accelerator reaches {MAX_OFFSET}; leave "
+                    "the layer dense in the plan (exclude it), or compile for cpu"
                 )
             width, rest = rest, rest // n
             geometry = (1, 1, tuple((0, j * rest) for j in range(n)), 1, width, 1, rest)

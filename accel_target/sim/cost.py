@@ -204,7 +204,8 @@ def _arrays(
     strides = np.maximum(g["stride_h"].astype(np.int64) * g["stride_w"], 1)
     if op == Op.GEMM:
         m = col["dst.f"] * col["dst.h"] * col["dst.w"]
-        n, k = col["dst.c"], _ceil2(taps, np.where(back, strides, 1)) * col["src0.c"]
+        meet = np.minimum(_ceil2(taps, strides), _meeting(program, col.table["attr"]))
+        n, k = col["dst.c"], np.where(back, meet, taps) * col["src0.c"]
         second = "src1"
     else:
         m, n = taps * col["src0.c"], col["src1.c"]
@@ -260,6 +261,22 @@ def _arrays(
             bound = np.maximum(bound, _ceil(read + rest, 2 * ring_width(arch)))
         _count(c, col.rows, "spad_bytes", 2 * side * moved)  # in the arrays of each side
         c.busy[col.rows[mine]] = bound[mine]
+
+
+def _meeting(program: Program, attrs: np.ndarray) -> np.ndarray:
+    """Taps that meet in one pixel of the input at most, where they lie in a row; else all."""
+    out = np.zeros(len(attrs), np.int64)
+    for attr in np.unique(attrs).tolist():
+        g = program.geometry[attr]
+        taps = program.taps[g["tap0"] : g["tap0"] + g["taps"]]
+        most = len(taps)
+        if (taps["dy"] == taps["dy"][0]).all():
+            at, phase = np.divmod(np.sort(taps["dx"].astype(np.int64)), int(g["stride_w"]))
+            lines = [at[phase == p] for p in np.unique(phase)]
+            ends = [np.searchsorted(a, a + int(g["out_w"])) for a in lines]
+            most = max(int((e - np.arange(len(e))).max()) for e in ends)
+        out[attrs == attr] = most
+    return out
 
 
 def _through(

@@ -95,6 +95,24 @@ def chain_macs(
     }
 
 
+def linear_chain_macs(
+    out_factors: tuple[int, ...], in_factors: tuple[int, ...], ranks: tuple[int, ...]
+) -> dict[str, int]:
+    """Core → forward MACs of a TT linear layer of one sample and timestep.
+
+    Core k sums over n_k and its first rank, for each of the n that are left, the m that are there
+    already, its own m and its second rank.
+    """
+    full = (1, *ranks, 1)
+    out = {}
+    for k, (m, n) in enumerate(zip(out_factors, in_factors)):
+        count = full[k] * n * m * full[k + 1]
+        for other in in_factors[k + 1 :] + out_factors[:k]:
+            count *= other
+        out[f"g{k + 1}"] = count
+    return out
+
+
 def conv_macs(cin: int, cout: int, kernel: int, size: tuple[int, int], stride: int = 1) -> int:
     """Forward MACs of a square convolution of one sample and timestep, padding kernel // 2."""
     out = out_size(size, kernel, stride)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tvm import relax
 
 from ttsnn.accel_target.arch import load_architecture
 from ttsnn.accel_target.codegen.generate import compile_program
@@ -19,11 +18,9 @@ from ttsnn.accel_target.program import Program
 from ttsnn.accel_target.sim.verify import verify_order
 from ttsnn.accel_target.simulate import simulate
 from ttsnn.accel_target.target import inference_passes
-from ttsnn.errors import TargetError
 from ttsnn.models.vgg import SpikingVGG
-from ttsnn.ops import tt_linear
 from ttsnn.passes.training import SGD, CrossEntropy, Manifest, build_train_step
-from ttsnn.program import make_program, params_of
+from ttsnn.program import params_of
 from ttsnn.runtime.training.network import Network, network_of
 
 T, N = 3, 2
@@ -118,21 +115,3 @@ def test_a_training_step_is_that_of_pytorch(
         elif slot.role == "loss":
             assert float(got) == pytest.approx(float(loss.detach()), rel=1e-12)
     assert seen == {n for n in want if not n.endswith("num_batches_tracked")}
-
-
-def test_a_tensor_train_linear_layer_is_refused_with_a_cure() -> None:
-    x = relax.Var("x", relax.TensorType([1, 1, 2, 2, 3], "float32"))
-    shapes = [(1, 2, 3, 2), (2, 2, 4, 1)]
-    cores = [
-        relax.Var(f"fc_cores_{k}", relax.TensorType(s, "float32")) for k, s in enumerate(shapes)
-    ]
-    bb = relax.BlockBuilder()
-    with bb.function("main", [x, *cores], attrs={"num_input": 1}):
-        with bb.dataflow():
-            flat = bb.emit(relax.op.reshape(x, [1, 12]))
-            out = bb.emit_output(tt_linear(flat, *cores))
-        bb.emit_func_output(out)
-    params = {f"fc.cores.{k}": np.zeros(s, "float32") for k, s in enumerate(shapes)}
-    mod = make_program(bb.finalize()["main"], params)
-    with pytest.raises(TargetError, match=r"tensor-train linear layer.*exclude them.*compile for"):
-        compile_program(mod, load_architecture("sata"))
