@@ -103,15 +103,16 @@ class CpuTarget(Target):
         """Program → scheduled kernels; ``forms`` as in ``ScheduleContractions``.
 
         ``tuned``, of :meth:`look_up`, has its own forms, and tiles. By ``firing_rates``, layer →
-        share of ones in its input, layers become event-driven; ``expose_rates`` appends them to
-        the results.
+        share of ones in its input, layers become event-driven, but for those of which ``tuned``
+        knows whether they should; ``expose_rates`` appends the rates to the results.
         """
         tiles: TilesOf | None = None
         if tuned is not None:
             forms, tiles = tuned.forms, tuned.tiles
         if firing_rates:
-            target = self.tvm_target
-            tiles = EventChoice(firing_rates, isa_of(target), threads_of(target), tiles)
+            target, known = self.tvm_target, () if tuned is None else tuned.events
+            asked = {n: r for n, r in firing_rates.items() if n not in known}
+            tiles = EventChoice(asked, isa_of(target), threads_of(target), tiles)
         passes = [*([ExposeSpikes()] if record_spikes else [])]
         passes += lower_passes(self.tvm_target, forms=forms, tiles=tiles, expose_rates=expose_rates)
         with instruments(dump_ir), self.tvm_target:
@@ -130,9 +131,11 @@ class CpuTarget(Target):
             "isa": isa_of(self.tvm_target).name,
         }
 
-    def tuning_tasks(self, mod: tvm.IRModule, threads: int) -> list[LayerTask]:
+    def tuning_tasks(
+        self, mod: tvm.IRModule, threads: int, firing_rates: Mapping[str, float] | None = None
+    ) -> list[LayerTask]:
         """The layers of a program, equal ones once."""
-        return layer_tasks(mod, self.tvm_target, threads)
+        return layer_tasks(mod, self.tvm_target, threads, firing_rates)
 
     def look_up(self, mod: tvm.IRModule, best: BestOf) -> TunedLayers:
         """What a tuning database has for the layers of a program."""

@@ -44,7 +44,7 @@ def check_calibration(target: str, data: Any) -> None:
         raise DataError(f"calibration: {data!r}: give arrays, or {EXAMPLE!r} for the example input")
 
 
-def firing_rates(mod: tvm.IRModule, data: Calibration) -> dict[str, float]:
+def firing_rates(mod: tvm.IRModule, data: Calibration, example: Any = None) -> dict[str, float]:
     """Share of ones in the input of each layer that reads spikes.
 
     The program is compiled for this machine's CPU, whatever it will be compiled for in the end.
@@ -52,19 +52,29 @@ def firing_rates(mod: tvm.IRModule, data: Calibration) -> dict[str, float]:
     Args:
         mod: a program (imported, decomposed).
         data: inputs; samples are taken in pieces of the program's batch, the last one filled up
-            with the first samples.
+            with the first samples. Or ``"example"``.
+        example: what ``"example"`` means.
 
     Raises:
-        DataError: number, shape or values of the inputs are wrong.
+        DataError: number, shape or values of the inputs are wrong, or there is no example.
     """
     from ttsnn.driver import build
     from ttsnn.passes.layers.expose_rates import RATE
 
+    if isinstance(data, str):
+        if example is None:
+            raise DataError(
+                f"calibration: {data!r}: a file has no example input; give arrays of typical inputs"
+            )
+        data = example
+    meta = json.loads(str(mod.attrs["ttsnn.meta"]))
+    state = {s["input"] for s in meta.get("state", ())}
+    specs = [TensorSpec.from_json(s) for s in meta["inputs"] if s["name"] not in state]
+    pieces = list(_pieces(data, specs, meta.get("batch_axis")))
     net = build(mod, "cpu", database=False, expose_rates=True)
     names = [spec.name for spec in net.outputs]
     found: dict[str, list[float]] = defaultdict(list)
-    axis = json.loads(str(mod.attrs["ttsnn.meta"])).get("batch_axis")
-    for piece in _pieces(data, net.inputs, axis):
+    for piece in pieces:
         net.reset()
         results = net(*piece)
         for name, value in zip(names, results if isinstance(results, tuple) else (results,)):
@@ -112,6 +122,8 @@ def _array(value: Any, spec: TensorSpec) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "buif":
         raise DataError(f"calibration: {spec.name} must hold numbers, got {array.dtype}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"calibration: {spec.name} has values that are not finite")
     if 0 in array.shape:
         raise DataError(f"calibration: {spec.name} has no samples: shape {list(array.shape)}")
     return np.ascontiguousarray(array, dtype=spec.dtype)

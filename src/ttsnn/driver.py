@@ -40,6 +40,7 @@ __all__ = [
     "compare",
     "compile",
     "decompose",
+    "example_of",
     "import_source",
     "link_library",
     "make_plan",
@@ -172,9 +173,8 @@ def compile(
     watch = _Stopwatch()
     with instruments(dump_ir):
         with watch("import"):
-            mod = import_source(
-                source, example, dtype=dtype, dynamic_batch=dynamic_batch, batch=batch
-            )
+            example = example_of(source, example, dtype, batch)
+            mod = import_source(source, example, dtype=dtype, dynamic_batch=dynamic_batch)
         chosen, plan = source.plan, source.plan_to_apply(plan, mode)
         if plan is not None:
             with watch("decompose"):
@@ -183,11 +183,7 @@ def compile(
         rates = None
         if calibration is not None:
             with watch("calibrate"):
-                if isinstance(calibration, str):
-                    calibration = example
-                    if example is None:
-                        calibration = source.example(batch, dtype or "float32", seed)
-                rates = firing_rates(mod, calibration)
+                rates = firing_rates(mod, calibration, example)
         net = build(
             mod,
             target,
@@ -244,19 +240,22 @@ def import_source(
 
     if source.kind == "ttsnn":
         raise ModelImportError(f"{source.path}: compiled already; give the network itself")
-    if source.kind != "module":
-        given = source.path
-    else:
-        given = source.module
-        if example is None:
-            example = source.example(batch, dtype or "float32", source.options.seed)
     return import_model(
-        given,
-        example=example,
+        source.module if source.kind == "module" else source.path,
+        example=example_of(source, example, dtype, batch),
         dynamic_batch=dynamic_batch,
         dtype=dtype,
         batch_dim=source.input.batch_axis if source.input is not None else None,
     )
+
+
+def example_of(source: ModelSource, example: Any, dtype: str | None, batch: int) -> Any:
+    """The example input of a network: the given one, else a random one; None for files, which
+    say themselves what they take.
+    """
+    if example is None and source.kind == "module":
+        return source.example(batch, dtype or "float32", source.options.seed)
+    return example
 
 
 def make_plan(mod: tvm.IRModule, plan: Any, mode: str = "ptt") -> Any:
@@ -302,7 +301,7 @@ def build(
     chosen = get_target(target)
     outputs = len(_outputs(mod))
     with watch("tuned"):
-        tuned = look_up(mod, chosen, database)
+        tuned = look_up(mod, chosen, database, firing_rates)
     with watch("lower"):
         options: dict[str, Any] = {} if tuned is None else {"tuned": tuned}
         if firing_rates:

@@ -126,8 +126,13 @@ class Target(ABC):
         """
         raise TargetError(f"target {self.name} cannot be tuned; tune for cpu")
 
-    def tuning_tasks(self, mod: tvm.IRModule, threads: int) -> list[Any]:
-        """What there is to tune in a program, for so many threads (:mod:`ttsnn.tuning`)."""
+    def tuning_tasks(
+        self, mod: tvm.IRModule, threads: int, firing_rates: Mapping[str, float] | None = None
+    ) -> list[Any]:
+        """What there is to tune in a program, for so many threads (:mod:`ttsnn.tuning`).
+
+        ``firing_rates`` is for targets that take them.
+        """
         raise TargetError(f"target {self.name} cannot be tuned; tune for cpu")
 
     def look_up(self, mod: tvm.IRModule, best: Any) -> Any:

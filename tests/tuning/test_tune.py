@@ -7,28 +7,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
-import zlib
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from tvm.ir.utils import derived_object
-from tvm.s_tir import meta_schedule as ms
 
 import ttsnn
 from ttsnn.cli import main
 from ttsnn.errors import DataError, TuningError
-from ttsnn.passes.cpu.tuning.kernel import choice_of
 from ttsnn.tuning import network as tuning
-from ttsnn.tuning import tuner
 
+from .pretended import RECORDS, choice_in, lines, pretend
 from .small_network import build
 
-RECORDS = "database_tuning_record.json"
 TRIALS = 14
 SETTINGS = {"plan": "rank=3", "mode": "ptt", "batch": 2, "threads": 1}
 
@@ -42,59 +35,16 @@ def tuned(tmp_path_factory):
     return folder, data, states
 
 
-@derived_object
-class PretendedBuilder(ms.builder.PyBuilder):
-    """Builds nothing: a file with the candidate's choice stands for its library."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = folder
-
-    def build(self, build_inputs):
-        out = []
-        for given in build_inputs:
-            path = Path(tempfile.mkdtemp(dir=self.folder)) / "choice"
-            path.write_text(choice_of(given.mod).to_json())
-            out.append(ms.builder.BuilderResult(str(path), None))
-        return out
-
-
-@derived_object
-class PretendedRunner(ms.runner.PyRunner):
-    """Times that depend on the choice alone, 1 to 2 ms."""
-
-    def run(self, runner_inputs):
-        def future(path):
-            seconds = 1e-3 + zlib.crc32(Path(path).read_bytes()) / 2**32 * 1e-3
-            result = ms.runner.RunnerResult([seconds], None)
-            return ms.runner.RunnerFuture(lambda: True, lambda: result)
-
-        return [future(str(i.artifact_path)) for i in runner_inputs]
-
-
 @pytest.fixture
 def pretended(monkeypatch):
     """Tuning without machine code."""
-    monkeypatch.setattr(
-        tuner, "start_builder", lambda _build, folder, _workers: PretendedBuilder(folder)
-    )
-    monkeypatch.setattr(tuner, "start_runner", lambda *_: PretendedRunner())
+    pretend(monkeypatch)
 
 
 def copied(tuned, tmp_path):
     folder = tmp_path / "db"
     shutil.copytree(tuned[0], folder)
     return folder
-
-
-def lines(folder):
-    return (folder / RECORDS).read_text().splitlines()
-
-
-def choice_in(line):
-    """The choice in a line of MetaSchedule's records."""
-    (found,) = [i for i in json.loads(line)[1][0][0] if i[0] == "Annotate" and "choice" in i[2][0]]
-    return found[1][1]
 
 
 def test_equal_layers_are_one_task_and_defaults_come_first(tuned):

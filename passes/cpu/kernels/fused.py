@@ -47,7 +47,8 @@ def fused_layer(
         tiles: strip, block and register tiles.
         name: name of the function.
         params: its arguments, where they are not exactly the layer's: weights may be longer,
-            and there may be more of them.
+            and there may be more of them. An x of [inputs, x_T, N, H, W, C] has the layer
+            computed for each of the inputs in turn, all into the same results.
 
     Raises:
         PassError: if the tiles do not fit the layer.
@@ -57,17 +58,21 @@ def fused_layer(
     height, rows = config.stages[-1].out_size[0], tiles.strip_rows
     strips = -(-height // rows)
     flat = {
-        key: b.view(buffer, math.prod(buffer.shape), config.dtype_of(key), f"{key}_flat")
+        key: b.view(buffer, math.prod(buffer.shape), str(buffer.dtype), f"{key}_flat")
         for key, buffer in {**p.operands, **p.results}.items()
     }
-    with b.loop(p.batch * strips, "unit", "parallel") as unit:
+    *several, _, _, _, _, _ = p.operands["x"].shape
+    with (
+        b.loop(math.prod(several), "input") as turn,
+        b.loop(p.batch * strips, "unit", "parallel") as unit,
+    ):
         n = b.bind(unit // strips if strips > 1 else unit, "n")
         h0: Expr = i64(0)
         if strips > 1:
             h0 = (unit % strips) * rows
             # the last strip is shifted to end with the image: some rows are computed twice
             h0 = b.bind(at_most(h0, height - rows) if height % rows else h0, "h0")
-        _unit(Unit(b, config, isa, tiles, flat, p.batch, n, h0))
+        _unit(Unit(b, config, isa, tiles, flat, p.batch, n, h0, x_start=turn * config.x_T))
     return b.function(p.all, name, {CONFIG_ATTR: config.to_json(), "op_pattern": 8})
 
 

@@ -27,6 +27,7 @@ class Unit:
         n: the image.
         h0: the strip's first row.
         state: two copies of the strip's membranes, where they outlive a block of timesteps.
+        x_start: first timestep of the input, where the operand holds several one after another.
     """
 
     body: Body
@@ -38,6 +39,7 @@ class Unit:
     n: Expr
     h0: Expr
     state: Var | None = None
+    x_start: Expr | int = 0
 
     @property
     def lanes(self) -> int:
@@ -75,4 +77,4 @@ class Unit:
 
     def x_time(self, t: Expr) -> Expr:
         """Timestep of the input that step ``t`` reads."""
-        return t if self.config.x_T > 1 else i64(0)
+        return self.x_start + (t if self.config.x_T > 1 else i64(0))

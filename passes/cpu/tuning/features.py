@@ -12,6 +12,7 @@ from math import log2, prod
 import numpy as np
 
 from ttsnn.passes.contraction import stage_macs
+from ttsnn.passes.cpu.event_choice import event_limit
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.geometry import chain_regions
 from ttsnn.passes.cpu.kernels.pack import packed_config
@@ -26,7 +27,12 @@ STAGES = 4
 
 
 def features_of(
-    config: LayerConfig, batch: int, isa: Isa, threads: int, tiles: LayerTiles
+    config: LayerConfig,
+    batch: int,
+    isa: Isa,
+    threads: int,
+    tiles: LayerTiles,
+    rate: float | None = None,
 ) -> np.ndarray:
     """One row of numbers, float64 [1, …], of a layer in one form with its tiles."""
     packed = packed_config(config, isa, tiles.panel_vectors)
@@ -42,6 +48,8 @@ def features_of(
         float(tiles.panel_vectors or 0),
         float(len(stages)),
         float(len(packed.half_stages)),
+        float(tiles.events),
+        *_log(rate or 1.0, event_limit(config, isa) / (rate or 1.0) if tiles.events else 1.0),
     ]
     for i in range(STAGES):
         if i >= len(stages):

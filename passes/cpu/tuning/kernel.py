@@ -34,10 +34,10 @@ def candidate_kernel(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
         mod: a workload with its choice.
         target: the CPU.
     """
-    config, batch, _ = layer_of(mod)
+    config, batch, _, rate = layer_of(mod)
     choice, isa = choice_of(mod), isa_of(target)
     form = packed_config(forms_of_layer(config)[choice.form], isa, choice.tiles.panel_vectors)
-    params = measured_params(config, batch, isa)
+    params = measured_params(config, batch, isa, rate)
     func = fused_layer(form, batch, isa, choice.tiles, "main", params)
     func = func.with_attr("tirx.is_scheduled", True).with_attr(RULE, "layer")
     return AnyAlignment()(tvm.IRModule({"main": func}))

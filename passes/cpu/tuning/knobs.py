@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ttsnn.passes.cpu.event_choice import event_limit
 from ttsnn.passes.cpu.isa import Isa
 from ttsnn.passes.cpu.kernels.geometry import Region, chain_regions
 from ttsnn.passes.cpu.kernels.pack import packed_config, panel_vectors
@@ -44,8 +45,8 @@ class Knob:
     """One number to choose.
 
     Attributes:
-        name: ``strip_rows``, ``time_block``, ``panel_vectors``, and with the stage's place
-            ``shape0``, ``unroll0``, ``outer0``.
+        name: ``strip_rows``, ``time_block``, ``panel_vectors``, ``events``, and with the stage's
+            place ``shape0``, ``unroll0``, ``outer0``.
         values: in order, so that neighbours are alike.
         default: the analytic default, one of them.
     """
@@ -56,13 +57,16 @@ class Knob:
 
 
 @lru_cache(maxsize=256)
-def knobs_of(config: LayerConfig, batch: int, isa: Isa, threads: int) -> tuple[Knob, ...]:
+def knobs_of(
+    config: LayerConfig, batch: int, isa: Isa, threads: int, rate: float | None = None
+) -> tuple[Knob, ...]:
     """The knobs of a layer in one form.
 
     Args:
         config: the layer in that form, weights plain.
         batch: images.
         isa, threads: of the CPU.
+        rate: share of ones in its input; None: not known, and it is never event-driven.
     """
     packed = packed_config(config, isa)
     tiles = default_tiles(packed, batch, isa, threads)
@@ -74,6 +78,8 @@ def knobs_of(config: LayerConfig, batch: int, isa: Isa, threads: int) -> tuple[K
         Knob("time_block", tuple(_divisors(steps)), tiles.time_block),
         Knob("panel_vectors", _panel_widths(packed, isa), panel_vectors(isa)),
     ]
+    if rate is not None and config.byte_x:
+        out.append(Knob("events", (0, 1), int(rate < event_limit(config, isa))))
     for i, tile in enumerate((*tiles.stages, *tiles.half_stages)):
         out.append(Knob(f"shape{i}", tuple(range(SHAPES + LARGER_SHAPES)), 0))
         out.append(Knob(f"unroll{i}", UNROLL, tile.k_unroll))
@@ -82,10 +88,21 @@ def knobs_of(config: LayerConfig, batch: int, isa: Isa, threads: int) -> tuple[K
 
 
 def tiles_of(
-    config: LayerConfig, batch: int, isa: Isa, threads: int, values: Mapping[str, int]
+    config: LayerConfig,
+    batch: int,
+    isa: Isa,
+    threads: int,
+    values: Mapping[str, int],
+    rate: float | None = None,
 ) -> LayerTiles:
-    """The tiles that values of knobs mean; knobs without a value have their default."""
-    given = {k.name: k.default for k in knobs_of(config, batch, isa, threads)} | dict(values)
+    """The tiles that values of knobs mean; knobs without a value have their default.
+
+    An event-driven stage has a register tile of its own; what knobs say of it does not count, and
+    is left out, so that equal kernels are equal choices.
+    """
+    default = {k.name: k.default for k in knobs_of(config, batch, isa, threads, rate)}
+    given = default | dict(values)
+    events = bool(given.get("events", 0))
     vectors = given.get("panel_vectors", panel_vectors(isa))
     packed = packed_config(config, isa, vectors)
     rows, block = given.get("strip_rows", 1), given.get("time_block", 1)
@@ -95,16 +112,17 @@ def tiles_of(
         nonlocal at
         out = []
         regions = chain_regions(stages, rows) if stages else []
-        for stage, region in zip(stages, regions[1:]):
+        for place, (stage, region) in enumerate(zip(stages, regions[1:])):
             height = least_rows(region, regions[-1].height - rows)
             shapes = _shapes(packed, stage, isa, region, height, block)
-            t, h, w = shapes[min(given.get(f"shape{at}", 0), len(shapes) - 1)]
-            out.append(StageTile(t, h, w, given[f"unroll{at}"], bool(given[f"outer{at}"])))
+            said = default if events and place == 0 else given
+            t, h, w = shapes[min(said[f"shape{at}"], len(shapes) - 1)]
+            out.append(StageTile(t, h, w, said[f"unroll{at}"], bool(said[f"outer{at}"])))
             at += 1
         return tuple(out)
 
     full, half = chain(packed.stages), chain(packed.half_stages)
-    return LayerTiles(rows, block, full, half, vectors)
+    return LayerTiles(rows, block, full, half, vectors, events)
 
 
 def _shapes(

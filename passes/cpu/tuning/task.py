@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from tvm.s_tir import Schedule
 
 from ttsnn.errors import PassError
 from ttsnn.passes.cpu.cost import CpuCost
+from ttsnn.passes.cpu.event_choice import event_limit
 from ttsnn.passes.cpu.isa import Isa, isa_of
 from ttsnn.passes.cpu.kernels.pack import packed_config, panel_vectors
 from ttsnn.passes.cpu.kernels.tiles import default_tiles
@@ -22,7 +23,8 @@ from ttsnn.passes.cpu.tuning.features import features_of
 from ttsnn.passes.cpu.tuning.forms import cheapest_form, form_costs, forms_of_layer
 from ttsnn.passes.cpu.tuning.kernel import CHOICE, choice_of
 from ttsnn.passes.cpu.tuning.knobs import Knob, knobs_of, tiles_of
-from ttsnn.passes.cpu.tuning.workload import anonymous, workload, workload_key
+from ttsnn.passes.cpu.tuning.rates import rate_step
+from ttsnn.passes.cpu.tuning.workload import WorkloadKey, anonymous, workload, workload_key
 from ttsnn.passes.layer_calls import layer_calls
 from ttsnn.passes.layers import OP, layer_config_of
 from ttsnn.passes.layers.config import LayerConfig
@@ -57,6 +59,8 @@ class LayerTask:
         target: the CPU.
         threads: CPU threads that it is measured with.
         layers: names of the network's layers that it is.
+        rate: share of ones in its input, a step of :mod:`~ttsnn.passes.cpu.tuning.rates`; None:
+            not known.
     """
 
     config: LayerConfig
@@ -64,11 +68,12 @@ class LayerTask:
     target: tvm.target.Target
     threads: int
     layers: tuple[str, ...] = ()
+    rate: float | None = None
 
     @property
-    def key(self) -> str:
-        """Text under which the layer is looked up, see ``workload_key``."""
-        return workload_key(self.config, self.batch)
+    def key(self) -> WorkloadKey:
+        """What the layer is looked up by."""
+        return workload_key(self.config, self.batch, self.rate)
 
     @cached_property
     def isa(self) -> Isa:
@@ -78,7 +83,7 @@ class LayerTask:
     @cached_property
     def module(self) -> tvm.IRModule:
         """What MetaSchedule knows it by."""
-        return workload(self.config, self.batch, self.isa, self.threads)
+        return workload(self.config, self.batch, self.isa, self.threads, self.rate)
 
     @cached_property
     def forms(self) -> dict[str, LayerConfig]:
@@ -98,9 +103,12 @@ class LayerTask:
     def default(self) -> LayerChoice:
         """What the layer gets without tuning."""
         form = cheapest_form(self.config, self._cost)
-        config = packed_config(forms_of_layer(self.config)[form], self.isa)
+        plain = forms_of_layer(self.config)[form]
+        config = packed_config(plain, self.isa)
         tiles = default_tiles(config, self.batch, self.isa, self.threads)
-        return LayerChoice(form, replace(tiles, panel_vectors=panel_vectors(self.isa)))
+        events = self.rate is not None and self.rate < event_limit(plain, self.isa)
+        vectors = panel_vectors(self.isa)
+        return LayerChoice(form, replace(tiles, panel_vectors=vectors, events=events))
 
     @staticmethod
     def choice(text: str) -> LayerChoice:
@@ -115,23 +123,34 @@ class LayerTask:
         Args:
             sch: a fresh schedule of :attr:`module`.
             seed: decide for the analytic default at every knob; only forms for which that
-                may be a good choice.
+                may be a good choice. Where it is a question, once with an event-driven first
+                stage and once without.
         """
         forms = self._forms_up_to(DOUBTFUL) if seed else self.forms
-        return [
-            self._space(
-                sch.copy(), form, knobs_of(config, self.batch, self.isa, self.threads), seed
-            )
-            for form, config in forms.items()
-        ]
+        out = []
+        for form, config in forms.items():
+            knobs = knobs_of(config, self.batch, self.isa, self.threads, self.rate)
+            if not seed:
+                out.append(self._space(sch.copy(), form, knobs))
+                continue
+            default = {k.name: k.default for k in knobs}
+            for events in (0, 1) if "events" in default else (0,):
+                out.append(self._space(sch.copy(), form, knobs, default | {"events": events}))
+        return out
 
-    def _space(self, sch: Schedule, form: str, knobs: Sequence[Knob], seed: bool) -> Schedule:
+    def _space(
+        self,
+        sch: Schedule,
+        form: str,
+        knobs: Sequence[Knob],
+        decided: Mapping[str, int] | None = None,
+    ) -> Schedule:
         block = sch.get_sblock("root")
         sch.annotate(block, FORM, form)
         for knob in knobs:
             others = (1.0 - DEFAULT_WEIGHT) / (len(knob.values) - 1)
             chances = [DEFAULT_WEIGHT if v == knob.default else others for v in knob.values]
-            chosen = knob.values.index(knob.default) if seed else None
+            chosen = None if decided is None else knob.values.index(decided[knob.name])
             value = sch.sample_categorical(list(knob.values), chances, decision=chosen)
             sch.annotate(block, KNOB + knob.name, value)
         return sch
@@ -143,7 +162,7 @@ class LayerTask:
         values = {k.removeprefix(KNOB): int(v) for k, v in notes.items() if k.startswith(KNOB)}
         form = str(notes[FORM])
         config = forms_of_layer(self.config)[form]
-        tiles = tiles_of(config, self.batch, self.isa, self.threads, values)
+        tiles = tiles_of(config, self.batch, self.isa, self.threads, values, self.rate)
         for name in values:
             sch.unannotate(block, KNOB + name)
         sch.unannotate(block, FORM)
@@ -166,33 +185,46 @@ class LayerTask:
         """Numbers for the cost model, of a candidate's module."""
         choice = choice_of(mod)
         config = forms_of_layer(self.config)[choice.form]
-        return features_of(config, self.batch, self.isa, self.threads, choice.tiles)
+        return features_of(config, self.batch, self.isa, self.threads, choice.tiles, self.rate)
 
 
-def layer_tasks(mod: tvm.IRModule, target: tvm.target.Target, threads: int) -> list[LayerTask]:
+def layer_tasks(
+    mod: tvm.IRModule,
+    target: tvm.target.Target,
+    threads: int,
+    firing_rates: Mapping[str, float] | None = None,
+) -> list[LayerTask]:
     """The tasks of a program, in order of first execution.
 
     Args:
         mod: a program as ``CpuTarget.lower`` takes it.
         target: the CPU.
         threads: CPU threads to tune for.
+        firing_rates: layer → share of ones in its input, where that is known.
 
     Raises:
         PassError: for a batch that varies: it is measured with one.
     """
-    found: dict[str, list[tuple[LayerConfig, int]]] = {}
+    found: dict[WorkloadKey, list[LayerConfig]] = {}
     for config, batch in unmerged_layers(mod, target):
         if batch is None:
             raise PassError(
                 f"layer {config.name} has a batch that varies; tune it with --batch N, "
                 "the tiles serve other batches too"
             )
-        found.setdefault(workload_key(config, batch), []).append((config, batch))
+        rate = (firing_rates or {}).get(config.name) if config.byte_x else None
+        key = workload_key(config, batch, None if rate is None else rate_step(rate))
+        found.setdefault(key, []).append(config)
     return [
         LayerTask(
-            anonymous(same[0][0]), same[0][1], target, threads, tuple(c.name for c, _ in same)
+            anonymous(same[0]),
+            key.batch or 1,
+            target,
+            threads,
+            tuple(c.name for c in same),
+            key.rate,
         )
-        for same in found.values()
+        for key, same in found.items()
     ]
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "add_plan",
     "add_target",
     "add_threads",
+    "calibration_of",
     "command",
     "compile_model",
     "console",
@@ -161,7 +162,7 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=positive, default=1, metavar="N", help="(default: 1)")
     group.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open")
     group.add_argument("--dump-ir", metavar="DIR", help="write the IR after every pass there")
-    add_calibration(group)
+    add_calibration(group, "layers whose inputs spike seldom on them become event-driven")
     tuned = group.add_mutually_exclusive_group()
     tuned.add_argument("--database", metavar="DIR", help="records of `ttsnn tune` to use")
     tuned.add_argument(
@@ -169,13 +170,12 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_calibration(parser: argparse._ActionsContainer) -> None:
-    """``--calibration``."""
+def add_calibration(parser: argparse._ActionsContainer, use: str) -> None:
+    """``--calibration``; ``use``: what the firing rates on the inputs do."""
     parser.add_argument(
         "--calibration",
         metavar="FILE",
-        help="inputs of typical use, .npy, .npz or .safetensors, or `example`: layers whose inputs "
-        "spike seldom on them become event-driven",
+        help=f"inputs of typical use, .npy, .npz or .safetensors, or `example`: {use}",
     )
 
 

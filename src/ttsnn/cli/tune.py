@@ -38,6 +38,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--batch", type=_common.positive, default=1, metavar="N", help="(default: 1)"
     )
+    _common.add_calibration(group, "layers are measured with as many spikes, event-driven as well")
     _common.add_threads(parser)
     group = parser.add_argument_group("search")
     group.add_argument(
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     """Tune and report."""
     from ttsnn.tuning.network import tune
 
-    source = _common.resolve_model(args, calibrated=False)
+    calibration = _common.calibration_of(args)
+    source = _common.resolve_model(args, calibrated=calibration is not None)
     with _Bar(args) as bar:
         data = tune(
             source,
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
             trials=args.trials,
             minutes=args.minutes,
             database=args.database,
+            calibration=calibration,
             tracker=args.tracker,
             key=args.key,
             report=bar.update,
@@ -131,19 +134,26 @@ def _gain(state: dict) -> str:
     return f"layers {state['default_ms']:.3f} → {state['best_ms']:.3f} ms"
 
 
+def _form(layer: dict, prefix: str) -> str:
+    """A layer's choice in words; ``prefix``: ``default_`` for the untuned one."""
+    words = [layer[f"{prefix}form"], *(["events"] if layer[f"{prefix}events"] else [])]
+    return ", ".join(filter(None, words))
+
+
 def _show(console: Console, data: dict) -> None:
     from rich.table import Table
 
-    table = Table("layers", "form", "default µs", "best µs", "gain", "trials")
-    for column in table.columns[2:]:
+    table = Table("layers", "rate", "form", "default µs", "best µs", "gain", "trials")
+    for column in table.columns[3:]:
         column.justify = "right"
     for layer in data["layers"]:
         names, base, best = layer["layers"], layer["default_us"], layer["best_us"]
-        form = layer["form"]
-        if form != layer["default_form"]:
-            form = f"[bold]{form}[/bold] (was {layer['default_form']})"
+        form, default = _form(layer, ""), _form(layer, "default_")
+        if form != default:
+            form = f"[bold]{form}[/bold] (was {default})"
         table.add_row(
             names[0] + (f" +{len(names) - 1}" if len(names) > 1 else ""),
+            f"{layer['firing_rate']:.1%}" if layer["firing_rate"] is not None else "",
             form,
             f"{base:.1f}" if base is not None else "?",
             f"{best:.1f}" if best is not None else "?",

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from ttsnn.errors import TTSNNError, TuningError, first_line
+from ttsnn.passes.cpu.tuning import LayerChoice
 from ttsnn.passes.cpu.tuning.kernel import CHOICE
-from ttsnn.passes.cpu.tuning.workload import layer_of, workload_key
+from ttsnn.passes.cpu.tuning.workload import WorkloadKey, layer_of, workload_key
 
-__all__ = ["FAILED_S", "Timing", "Timings", "contender", "pick", "timings_of"]
+__all__ = ["FAILED_S", "Timing", "Timings", "choice_text", "contender", "pick", "timings_of"]
 
 FAILED_S = 1e8
 """MetaSchedule records a candidate that failed with a time of 10⁹ s or more."""
@@ -40,25 +42,27 @@ Timings = Mapping[str, Timing]
 """Choice → its time, of one layer."""
 
 
-def timings_of(records: Iterable[Any]) -> dict[str, dict[int, dict[str, Timing]]]:
-    """Records by layer and batch (``workload_key``), then threads, then choice.
+def timings_of(records: Iterable[Any]) -> dict[WorkloadKey, dict[int, dict[str, Timing]]]:
+    """Records by ``workload_key``, then threads, then choice.
 
     Candidates that failed are left out.
+
+    Raises:
+        TuningError: a record is of another ttsnn, which knew other layers or other choices.
     """
-    keys: dict[int, tuple[str, int]] = {}
-    runs: dict[tuple[str, int], dict[str, list[list[float]]]] = {}
+    keys: dict[int, tuple[WorkloadKey, int]] = {}
+    runs: dict[tuple[WorkloadKey, int], dict[str, list[list[float]]]] = {}
     for record in records:
         seconds = [float(s) for s in record.run_secs or ()]
         if not seconds or max(seconds) >= FAILED_S:
             continue
         place = hash(record.workload)
         if place not in keys:
-            config, batch, threads = layer_of(record.workload.mod)
-            keys[place] = workload_key(config, batch), threads
+            keys[place] = _key(record.workload.mod)
         choice = _choice(record)
         if choice is not None:
             runs.setdefault(keys[place], {}).setdefault(choice, []).append(seconds)
-    out: dict[str, dict[int, dict[str, Timing]]] = {}
+    out: dict[WorkloadKey, dict[int, dict[str, Timing]]] = {}
     for (key, threads), choices in runs.items():
         out.setdefault(key, {})[threads] = {
             c: Timing(c, min(chain.from_iterable(r)), len(r)) for c, r in choices.items()
@@ -95,5 +99,32 @@ def _choice(record: Any) -> str | None:
     """The choice that a record was built by."""
     for inst in record.trace.insts:
         if inst.kind.name == "Annotate" and str(inst.attrs[0]) == CHOICE:
-            return str(inst.inputs[1])
+            return choice_text(str(inst.inputs[1]))
     return None
+
+
+def choice_text(recorded: str) -> str:
+    """A recorded choice as this version writes it: fields that came later have their default.
+
+    Raises:
+        TuningError: it is none.
+    """
+    try:
+        return LayerChoice.from_json(recorded).to_json()
+    except TTSNNError as error:
+        raise _foreign(error) from error
+
+
+def _key(workload: Any) -> tuple[WorkloadKey, int]:
+    try:
+        config, batch, threads, rate = layer_of(workload)
+    except (ValueError, TypeError, KeyError) as error:
+        raise _foreign(error) from error
+    return workload_key(config, batch, rate), threads
+
+
+def _foreign(error: Exception) -> TuningError:
+    return TuningError(
+        f"tuning records of another version of ttsnn ({first_line(error)}); remove the database "
+        "and tune again, or go without it (--no-database)"
+    )

@@ -5,6 +5,7 @@ What workers run is here as plain functions, which they import by name.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import tempfile
@@ -16,6 +17,7 @@ import numpy as np
 import tvm
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.runner.local_runner import default_run_evaluator
 from tvm.support.popen_pool import PopenPoolExecutor, StatusKind
 
 from ttsnn.errors import TuningError
@@ -31,7 +33,7 @@ EVALUATOR = ms.runner.EvaluatorConfig(number=1, repeat=5, min_repeat_ms=10)
 """Five times the mean of as many calls as take 10 ms."""
 
 DENSITY = 0.25
-"""Part of a layer's input that is one, as spikes are; the rest is zero."""
+"""Part of a layer's input that is one, as spikes are, where nobody knows it; the rest is zero."""
 
 
 def start_builder(build: Callable, folder: str, workers: int) -> Any:
@@ -88,6 +90,7 @@ def start_runner(threads: int, tracker: tuple[str, int] | None, key: str | None)
             timeout_sec=RUN_TIMEOUT_S,
             evaluator_config=EVALUATOR,
             f_alloc_argument=_arguments,
+            f_run_evaluator=_time,
             initializer=initializer,
         )
     host, port = tracker
@@ -104,6 +107,7 @@ def start_runner(threads: int, tracker: tuple[str, int] | None, key: str | None)
         evaluator_config=EVALUATOR,
         f_create_session=partial(_session, threads),
         f_alloc_argument=_remote_arguments,
+        f_run_evaluator=_remote_time,
         max_workers=devices,
         initializer=_ignore_interrupts,
     )
@@ -156,11 +160,28 @@ def _remote_arguments(_session: Any, device: Any, args_info: Any, repeat: int) -
 
 
 def _arguments(device: Any, args_info: Any, repeat: int) -> list[list]:
-    """Spikes for the first argument, normal numbers for the others; the same for everyone."""
+    """Spikes for the first argument, normal numbers for the others; the same for everyone.
+
+    Where the first argument has an axis of inputs, the second is as long as there are to be ones.
+    """
     rng = np.random.default_rng(0)
+    shapes = [tuple(int(s) for s in shape) for _, _, shape in args_info]
+    density = DENSITY
+    if len(shapes[0]) > 5:
+        density = math.prod(shapes[1]) / math.prod(shapes[0])
     values = []
-    for i, (_, dtype, shape) in enumerate(args_info):
-        shape = tuple(int(s) for s in shape)
-        drawn = rng.random(shape) < DENSITY if i == 0 else rng.standard_normal(shape)
+    for i, ((_, dtype, _), shape) in enumerate(zip(args_info, shapes, strict=True)):
+        spikes = i == 0
+        drawn = rng.random(shape, np.float32) < density if spikes else rng.standard_normal(shape)
         values.append(drawn.astype(dtype))
     return [[tvm.runtime.tensor(v, device) for v in values] for _ in range(repeat)]
+
+
+def _time(module: Any, device: Any, config: Any, arguments: list[list]) -> list[float]:
+    """Seconds for one input."""
+    inputs = math.prod(arguments[0][0].shape[:-5])
+    return [s / inputs for s in default_run_evaluator(module, device, config, arguments)]
+
+
+def _remote_time(_session: Any, *arguments: Any) -> list[float]:
+    return _time(*arguments)

@@ -35,6 +35,7 @@ def tune(
     trials: int | None = None,
     minutes: float | None = None,
     database: str | os.PathLike | None = None,
+    calibration: Any = None,
     tracker: str | None = None,
     key: str | None = None,
     options: ModelOptions | None = None,
@@ -47,13 +48,17 @@ def tune(
 
     Args:
         model, example, target, plan, mode, init, seed, dtype, batch, options: as for
-            :func:`ttsnn.compile`. Weights do not matter, shapes do.
+            :func:`ttsnn.compile`. Weights do not matter, shapes do; but with ``calibration`` the
+            weights decide how often layers spike.
         threads: CPU threads to tune for; those that networks use by default.
         trials: stop when the layers have so many records, earlier runs included; 200 where no
             budget is given.
         minutes: stop after so many minutes.
         database: folder of the records; default: of the target, in ``$TTSNN_TUNE_DIR`` or the
             user's cache.
+        calibration: as for :func:`ttsnn.compile`: inputs that show how often layers spike. Those
+            that read spikes are measured with as many, event-driven and not; without it none is
+            event-driven.
         tracker: ``HOST:PORT`` of a tracker of TVM's RPC: measure on its devices.
         key: the devices' key there.
         report: called with the progress, see :data:`ttsnn.tuning.tuner.Progress`.
@@ -65,12 +70,14 @@ def tune(
     Raises:
         TuningError: a package is missing, or the database cannot be used.
         TargetError: the target cannot be tuned.
+        DataError: a setting or the calibration is wrong.
     """
     _check(trials, minutes, tracker, key)
     check_threads(threads)
     threads = threads or default_threads()
 
-    from ttsnn.driver import decompose, import_source, make_plan
+    from ttsnn.calibration import check_calibration, firing_rates
+    from ttsnn.driver import decompose, example_of, import_source, make_plan
     from ttsnn.targets import get_target
     from ttsnn.tuning.database import TuningDatabase, default_folder
     from ttsnn.tuning.measure import parse_tracker
@@ -78,16 +85,21 @@ def tune(
 
     chosen = get_target(target)
     identity = chosen.tuning_identity()
+    if calibration is not None:
+        check_calibration(target, calibration)
     store = TuningDatabase(database or default_folder(identity), identity)
     place = parse_tracker(tracker) if tracker else None
     if trials is None and minutes is None:
         trials = TRIALS
     budget = Budget(trials, minutes)
     source = resolve(model, options or ModelOptions(seed=seed), probe=example is None)
-    mod = import_source(source, example, dtype=dtype, batch=batch)
+    example = example_of(source, example, dtype, batch)
+    mod = import_source(source, example, dtype=dtype)
+    plan = source.plan_to_apply(plan, mode)
     if plan is not None:
         mod = decompose(mod, make_plan(mod, plan, mode), init=init, seed=seed)
-    tasks = chosen.tuning_tasks(mod, threads)
+    rates = None if calibration is None else firing_rates(mod, calibration, example)
+    tasks = chosen.tuning_tasks(mod, threads, rates)
     if not tasks:
         raise TuningError(f"{source.name}: no layer of it runs as a kernel that can be tuned")
     result = tune_program(

@@ -21,7 +21,15 @@ from ttsnn.cpus import available_cpus
 from ttsnn.errors import TuningError
 from ttsnn.passes.cpu.tuning import LayerTask
 from ttsnn.passes.cpu.tuning.kernel import CHOICE, build_candidate
-from ttsnn.tuning.best import FAILED_S, Timing, Timings, contender, pick, timings_of
+from ttsnn.tuning.best import (
+    FAILED_S,
+    Timing,
+    Timings,
+    choice_text,
+    contender,
+    pick,
+    timings_of,
+)
 from ttsnn.tuning.database import TuningDatabase
 from ttsnn.tuning.measure import start_builder, start_runner
 from ttsnn.tuning.strategy import context_of, cost_model, seeds_of
@@ -112,7 +120,8 @@ def tune_program(
     Returns:
         ``trials``, ``new_trials``, ``default_ms`` and ``best_ms`` (sums over all layers of the
         network; None where one was not measured), ``interrupted``, and ``layers``: for each task
-        its ``layers``, ``form``, ``default_form``, ``default_us``, ``best_us``, ``trials``.
+        its ``layers``, ``firing_rate`` (None: not known), ``form``, ``default_form``, ``events``,
+        ``default_events`` (whether event-driven), ``default_us``, ``best_us``, ``trials``.
     """
     with (
         database.writing() as records,
@@ -210,12 +219,15 @@ class _Run:
         for task, timings in zip(self.tasks, self.timings()):
             default = task.default.to_json()
             base, best = timings.get(default), pick(timings, default)
-            form = task.choice(best.choice).form if best is not None else task.default.form
+            chosen = task.choice(best.choice) if best is not None else task.default
             layers.append(
                 {
                     "layers": list(task.layers),
+                    "firing_rate": task.rate,
                     "default_form": task.default.form,
-                    "form": form,
+                    "form": chosen.form,
+                    "default_events": task.default.tiles.events,
+                    "events": chosen.tiles.events,
                     "default_us": base.seconds * 1e6 if base is not None else None,
                     "best_us": best.seconds * 1e6 if best is not None else None,
                     "trials": sum(t.records for t in timings.values()),
@@ -370,7 +382,7 @@ class _Watch(ms.measure_callback.PyMeasureCallback):
 
 
 def _choice_text(candidate: Any) -> str:
-    return str(candidate.sch.mod["main"].body.block.annotations[CHOICE])
+    return choice_text(str(candidate.sch.mod["main"].body.block.annotations[CHOICE]))
 
 
 @contextlib.contextmanager
