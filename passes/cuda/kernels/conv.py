@@ -19,6 +19,7 @@ from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import InputTile, WeightTile, width_of
 from ttsnn.passes.cuda.kernels.conv_output import Output
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment, conv_params
+from ttsnn.passes.cuda.kernels.conv_split import Split
 from ttsnn.passes.cuda.kernels.conv_sums import Fma, Mma
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
 from ttsnn.passes.tir.body import splat
@@ -78,7 +79,7 @@ _MMA = {"tf32": Mma, "bf16": _Bf16, "fp16": _Fp16}
 
 @dataclass
 class _Kernel:
-    """State while one kernel is written; ``pad`` keeps rows in shared memory apart."""
+    """State while one kernel is written."""
 
     b: CudaBody
     spec: ConvSpec
@@ -94,39 +95,35 @@ class _Kernel:
     def run(self) -> None:
         """All timesteps of the block."""
         b, tile, spec = self.b, self.tile, self.spec
-        self.pad = self.lanes
-        self.vec = width_of(spec.stage.out_channels, self.lanes)
-        shared = tile.time * tile.pixels * (tile.depth + self.pad)
         mma = spec.precision != "fp32"
-        # rows of weights apart, so that a warp's lanes read different banks
-        self.w_stride = tile.channels + (8 if mma else 0)
-        self.a_shared = b.alloc(shared, spec.dtype, "a_shared", "shared")
-        self.w_shared = b.alloc(tile.depth * self.w_stride, spec.dtype, "w_shared", "shared")
+        self.split = Split(b, tile, self.thread, spec.dtype, self.lanes)
         self.first = b.bind(self.block * tile.pixels, "first_pixel")
         self.channel = b.bind(self.column * tile.channels, "first_channel")
-        vec = min(self.vec, 2) if mma else self.vec
+        vec = width_of(spec.stage.out_channels, self.lanes)
+        vec = min(vec, 2) if mma else vec
         place_args = (self.first, self.channel, spec.dtype, self.lanes, vec)
         kind = _MMA[spec.precision] if mma else Fma
-        self.place = kind(b, tile, self.thread, *place_args)
+        self.place = kind(b, tile, self.split.own, *place_args)
         self.sums = self.place.sums
         out = Output(b, spec, tile, self.flat, self.pixels, vec, self.sums, self.place)
-        out.start()
+        with self.split.first_group():
+            out.start()
         for i, part in enumerate(spec.segments):
             self._segment(i, part, out)
-        out.finish()
+        with self.split.first_group():
+            out.finish()
 
     def _segment(self, index: int, part: Segment, out: Output) -> None:
-        b, tile = self.b, self.tile
+        b, tile, split = self.b, self.tile, self.split
         x = InputTile(
             b,
             part,
             tile,
             self.flat[f"x{index}"],
-            self.a_shared,
-            self.pad,
+            split.x,
             self.images,
             self.first,
-            self.thread,
+            split.own,
             self.lanes,
             self.spec.dtype,
         )
@@ -135,47 +132,51 @@ class _Kernel:
             part,
             tile,
             self.flat[f"w{index}"],
-            self.w_shared,
+            split.w,
             self.channel,
-            self.thread,
+            split.own,
             self.lanes,
             self.spec.dtype,
-            self.w_stride,
         )
         if self.spec.folded:
             x.locate(0, self.images // self.spec.T * part.x_begin)
             self._sum(part, x, w)
-            out.step(b.at(0), b.at(0))
+            with split.first_group():
+                out.step(b.at(0), b.at(0))
         elif part.still:
             x.locate(part.x_begin)
             self._sum(part, x, w)
-            with b.loop(part.end - part.begin, "t") as t:
+            with split.first_group(), b.loop(part.end - part.begin, "t") as t:
                 out.step(t + part.begin, b.at(0))
         else:
             with b.loop((part.end - part.begin) // tile.time, "block_t") as blk:
                 x.locate(blk * tile.time + part.x_begin)
                 self._sum(part, x, w)
-                with b.loop(tile.time, "dt", "unrolled") as dt:
+                with split.first_group(), b.loop(tile.time, "dt", "unrolled") as dt:
                     out.step(blk * tile.time + part.begin + dt, dt)
 
     def _sum(self, part: Segment, x: InputTile, w: WeightTile) -> None:
         """Sums over all taps and input channels."""
-        b, tile = self.b, self.tile
+        b, tile, split = self.b, self.tile, self.split
         chunks = ceil(part.stage.in_channels / tile.depth)
         total = len(part.stage.taps) * chunks
+        count, first = split.share(total)
 
         def fetch(step: Expr) -> None:
-            tap, chunk = b.bind(step // chunks, "tap"), b.bind(step % chunks, "chunk")
-            x.fetch(tap, chunk)
-            w.fetch(tap, chunk)
+            with split.within(step, total):
+                tap, chunk = b.bind(step // chunks, "tap"), b.bind(step % chunks, "chunk")
+                x.fetch(tap, chunk)
+                w.fetch(tap, chunk)
 
-        with b.loop(tile.time * tile.rows * tile.columns, "i", "unrolled") as i:
+        with b.loop(tile.sums, "i", "unrolled") as i:
             b.store(self.sums, splat(0.0, self.spec.dtype, 1), i)
-        fetch(b.at(0))
-        with b.loop(total, "step") as step:
+        fetch(first)
+        with b.loop(count, "step") as step:
             x.put()
             w.put()
-            if total > 1:
-                with b.when(step + 1 < total):
-                    fetch(step + 1)
-            self.place.multiply(self.a_shared, tile.depth + self.pad, self.w_shared, self.w_stride)
+            if count > 1:
+                with b.when(step + 1 < count):
+                    fetch(first + step + 1)
+            with split.within(first + step, total):
+                self.place.multiply(split.x, split.w)
+        split.add_up(self.sums)

@@ -6,6 +6,7 @@ into shared memory.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import ceil, prod
 
@@ -19,12 +20,31 @@ from ttsnn.passes.cuda.kernels.conv_spec import Segment
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
 from ttsnn.passes.tir.body import load, splat, vector
 
-__all__ = ["InputTile", "WeightTile", "width_of"]
+__all__ = ["InputTile", "Rows", "WeightTile", "width_of"]
 
 
 def width_of(channels: int, lanes: int) -> int:
     """Elements of an access along channels: whole vectors, or single ones where some are left."""
     return lanes if channels % lanes == 0 else 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A matrix in shared memory.
+
+    Attributes:
+        buffer: flat.
+        first: its first element there.
+        stride: elements from row to row.
+    """
+
+    buffer: Var
+    first: Expr
+    stride: int
+
+    def at(self, row: Expr, column: Expr) -> Expr:
+        """Where an element lies."""
+        return self.first + (row * self.stride + column)
 
 
 @dataclass
@@ -36,11 +56,10 @@ class InputTile:
         part: the segment.
         tile: its shape.
         x: flat operand.
-        shared: [time · pixels, depth + pad] of the sums' dtype.
-        pad: elements between rows, against bank conflicts.
+        shared: [time · pixels, depth] of the sums' dtype.
         images: images of a timestep.
         first: the block's first pixel.
-        thread: index of the thread.
+        thread: index of the thread in its group.
         lanes: elements of a vector.
         dtype: of the sums.
     """
@@ -49,8 +68,7 @@ class InputTile:
     part: Segment
     tile: ConvTile
     x: Var
-    shared: Var
-    pad: int
+    shared: Rows
     images: Expr
     first: Expr
     thread: Expr
@@ -61,7 +79,7 @@ class InputTile:
     def __post_init__(self) -> None:
         self.vec = width_of(self.part.stage.in_channels, self.lanes)
         self.per_row = self.tile.depth // self.vec
-        self.step = max(1, self.tile.threads // self.per_row)
+        self.step = max(1, self.tile.group // self.per_row)
         self.rows = self.tile.time * self.tile.pixels
         self.count = ceil(self.rows / self.step)
         self.channels = self.part.stage.in_channels // self.vec
@@ -129,26 +147,22 @@ class InputTile:
     def put(self) -> None:
         """Shared memory ← registers."""
         b = self.b
-        stride = self.tile.depth + self.pad
         with b.loop(self.count, "i", "unrolled") as i:
             row = b.bind(self.row + i * self.step, "to_row")
             value = load(self.held, vector(i * self.vec, self.vec))
             if self.part.x_dtype != self.dtype:
                 kind = self.dtype if self.vec == 1 else f"{self.dtype}x{self.vec}"
                 value = value.astype(kind)
-            at = vector(row * stride + self.k * self.vec, self.vec)
-            if self.rows % self.step:
-                with b.when(row < self.rows):
-                    b.store(self.shared, value, at)
-            else:
-                b.store(self.shared, value, at)
+            at = vector(self.shared.at(row, self.k * self.vec), self.vec)
+            with b.when(row < self.rows) if self.rows % self.step else nullcontext():
+                b.store(self.shared.buffer, value, at)
 
 
 @dataclass
 class WeightTile:
     """Input channels of one tap × output channels; zeros beyond the last ones.
 
-    Attributes: as of :class:`InputTile`; ``w`` is the flat weight, ``shared`` [depth, stride],
+    Attributes: as of :class:`InputTile`; ``w`` is the flat weight, ``shared`` [depth, channels],
     ``first`` the block's first output channel.
     """
 
@@ -156,22 +170,21 @@ class WeightTile:
     part: Segment
     tile: ConvTile
     w: Var
-    shared: Var
+    shared: Rows
     first: Expr
     thread: Expr
     lanes: int
     dtype: str
-    stride: int
 
     def __post_init__(self) -> None:
         self.vec = width_of(self.part.stage.out_channels, self.lanes)
         self.per_row = self.tile.channels // self.vec
         self.total = self.tile.depth * self.per_row
-        self.count = ceil(self.total / self.tile.threads)
+        self.count = ceil(self.total / self.tile.group)
         self.held = self.b.alloc(self.count * self.vec, self.dtype, "w_held", "local")
 
     def _place(self, i: Expr) -> tuple[Expr, Expr]:
-        item = self.b.bind(self.thread + i * self.tile.threads, "item")
+        item = self.b.bind(self.thread + i * self.tile.group, "item")
         k = self.b.bind(item // self.per_row, "w_k")
         c = self.b.bind((item % self.per_row) * self.vec, "w_c")
         return k, c
@@ -184,7 +197,7 @@ class WeightTile:
         with b.loop(self.count, "i", "unrolled") as i:
             k, c = self._place(i)
             inside = []
-            if s.in_channels % self.tile.depth or self.total % self.tile.threads:
+            if s.in_channels % self.tile.depth or self.total % self.tile.group:
                 inside.append(tirx.all(channel + k < s.in_channels, k < self.tile.depth))
             if s.out_channels % self.tile.channels:
                 inside.append(self.first + c < s.out_channels)
@@ -200,9 +213,7 @@ class WeightTile:
         with b.loop(self.count, "i", "unrolled") as i:
             k, c = self._place(i)
             value = load(self.held, vector(i * self.vec, self.vec))
-            at = vector(k * self.stride + c, self.vec)
-            if self.total % self.tile.threads:
-                with b.when(k < self.tile.depth):
-                    b.store(self.shared, value, at)
-            else:
-                b.store(self.shared, value, at)
+            at = vector(self.shared.at(k, c), self.vec)
+            ragged = self.total % self.tile.group
+            with b.when(k < self.tile.depth) if ragged else nullcontext():
+                b.store(self.shared.buffer, value, at)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.ir import Expr
-from tvm.tirx import Var
 
 from ttsnn.passes.cuda.kernels.body import CudaBody
+from ttsnn.passes.cuda.kernels.conv_load import Rows
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
 from ttsnn.passes.cuda.kernels.mma import DEPTH
 from ttsnn.passes.tir.body import load, vector
@@ -28,7 +28,7 @@ class Place(ABC):
     Attributes:
         b: where statements go.
         tile: the block's.
-        thread: index of the thread.
+        thread: index of the thread in its group.
         first, first_channel: the block's first pixel and channel.
         dtype: of the sums.
         lanes: elements of a vector.
@@ -62,7 +62,7 @@ class Place(ABC):
         """Index of a sum."""
 
     @abstractmethod
-    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int) -> None:
+    def multiply(self, a: Rows, w: Rows) -> None:
         """Add the products of [time · pixels, depth] and [depth, channels]."""
 
 
@@ -87,21 +87,23 @@ class Fma(Place):
     def sum(self, dt: Expr, row: Expr, column: Expr) -> Expr:
         return (dt * self.tile.rows + row) * self.tile.columns + column
 
-    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int) -> None:
+    def multiply(self, a: Rows, w: Rows) -> None:
         b, tile, lanes = self.b, self.tile, self.lanes
         with b.loop(tile.depth // lanes, "k_outer", "unrolled") as k:
-            with b.loop(lanes, "k_inner", "unrolled") as ki:
-                row = (k * lanes + ki) * w_stride
-                with b.loop(tile.columns // self.vec, "j", "unrolled") as j:
-                    at = row + (self.group + j * self.groups) * self.vec
-                    to = ki * tile.columns + j * self.vec
-                    b.store(self.w_held, load(w, vector(at, self.vec)), vector(to, self.vec))
+            with (
+                b.loop(lanes, "k_inner", "unrolled") as ki,
+                b.loop(tile.columns // self.vec, "j", "unrolled") as j,
+            ):
+                at = w.at(k * lanes + ki, (self.group + j * self.groups) * self.vec)
+                to = ki * tile.columns + j * self.vec
+                value = load(w.buffer, vector(at, self.vec))
+                b.store(self.w_held, value, vector(to, self.vec))
             with (
                 b.loop(tile.time, "dt", "unrolled") as dt,
                 b.loop(tile.rows, "r", "unrolled") as r,
             ):
                 row = dt * tile.pixels + self.line + r * self.lines
-                value = load(a, vector(row * a_stride + k * lanes, lanes))
+                value = load(a.buffer, vector(a.at(row, k * lanes), lanes))
                 b.store(self.a_held, value, vector(b.at(0), lanes))
                 with (
                     b.loop(lanes, "ki", "unrolled") as ki,
@@ -143,7 +145,7 @@ class Mma(Place):
         fragment = (dt * self.down + row // 2) * self.across + column // 2
         return fragment * 4 + row % 2 * 2 + column % 2
 
-    def multiply(self, a: Var, a_stride: int, w: Var, w_stride: int) -> None:
+    def multiply(self, a: Rows, w: Rows) -> None:
         b, tile, depth = self.b, self.tile, DEPTH[self.precision]
         half = depth // 4  # terms of a row that a lane holds
         a_held = b.alloc(2 * half, self.dtype, "a_fragment", "local")
@@ -154,7 +156,7 @@ class Mma(Place):
                 b.loop(half, "i", "unrolled") as i,
             ):
                 n = self.warp_channel + j * 8 + self.g
-                value = load(w, (k * depth + self._term(i)) * w_stride + n)
+                value = load(w.buffer, w.at(k * depth + self._term(i), n))
                 b.store(w_held, value, j * half + i)
             with (
                 b.loop(tile.time, "dt", "unrolled") as dt,
@@ -165,9 +167,9 @@ class Mma(Place):
                     for part in range(2):  # rows g and g + 8
                         for e in range(self._pack):
                             term = self._term(b.at(upper * self._pack + e))
-                            at = (row + part * 8) * a_stride + k * depth + term
+                            at = a.at(row + part * 8, k * depth + term)
                             to = (upper * 2 + part) * self._pack + e
-                            b.store(a_held, load(a, at), b.at(to))
+                            b.store(a_held, load(a.buffer, at), b.at(to))
                 with b.loop(self.across, "j", "unrolled") as j:
                     at = self.sum(dt, r * 2, j * 2)
                     args = [

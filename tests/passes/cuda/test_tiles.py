@@ -20,13 +20,16 @@ from ..cpu_kernels.oracle import (  # noqa: TID252
 )
 from .emulated import emulated, run_layers
 
-# time, pixels, channels, depth, rows, columns
+# time, pixels, channels, depth, rows, columns, and groups that split the sum
 TILES = [
     ConvTile(1, 128, 64, 16, 8, 4),
     ConvTile(1, 32, 128, 8, 16, 4),
     ConvTile(2, 64, 32, 16, 4, 8),
     ConvTile(4, 16, 64, 16, 4, 4),
     ConvTile(4, 8, 16, 32, 1, 4),
+    ConvTile(4, 16, 32, 8, 4, 4, 3),
+    ConvTile(2, 8, 16, 16, 2, 4, 4),
+    ConvTile(1, 16, 16, 16, 4, 4, 8),
 ]
 
 
@@ -57,6 +60,7 @@ def test_tiles_of_fragments(monkeypatch, precision):
         ConvTile(4, 16, 16, 16, 2, 2),
         ConvTile(2, 64, 32, 16, 4, 4),
         ConvTile(1, 32, 64, 16, 2, 8),
+        ConvTile(2, 16, 32, 32, 2, 4, 3),
     ):
         monkeypatch.setattr(layers_to_kernels, "default_tile", lambda *_, tile=tile: tile)
         (got,) = run_layers([(config, operands)], target=emulated({"precision": precision}))
@@ -70,14 +74,15 @@ def test_tiles_of_fragments(monkeypatch, precision):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("batch", [1, 128])
 def test_default_tiles_fit(dtype, batch):
-    """At most 256 threads and 48 KiB; more pixels a block where there are more."""
+    """At most 48 KiB and 512 threads, 256 and whole sums where there are many pixels."""
     gpu = gpu_of(get_target("cuda:arch=sm_90").tvm_target)
     (stage,) = chain((16, 16), (96, 128), (CROSS,))
     part = Segment(stage, 0, 4, 4, 0, dtype)
     spec = ConvSpec((part,), 4, False, 0, dtype, None, False, ("membrane",), dtype, dtype)
     tile = default_tile(spec, batch, gpu)
     assert tile.threads % 32 == 0
-    assert tile.threads <= 256
+    assert tile.threads <= (512 if batch == 1 else 256)
+    assert (tile.split > 1) == (batch == 1)
     assert tile.shared_bytes(4 if dtype == "float32" else 8) <= 48 * 1024
     assert (tile.pixels * tile.channels >= 2048) == (batch == 128)
 
