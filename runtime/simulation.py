@@ -129,7 +129,7 @@ def prepare(
         for step in inference_passes():
             mod = step(mod)
     else:
-        # the code generator knows no sums over timesteps, which a hoisted stem's gradient has
+        # the sum over timesteps of a hoisted stem's gradient would go through DRAM
         mod = build_train_step(mod, CrossEntropy(), SGD(momentum=0.9), hoist=False)
     values = None if timing_only else _values(mod, seed)
     return Workload(source.name, mod, values, firing_rate, operand_rate)

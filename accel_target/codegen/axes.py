@@ -10,6 +10,7 @@ __all__ = [
     "frames_of",
     "image_axes",
     "is_flat",
+    "is_timed",
     "shape_of",
     "split_columns",
     "text_of",
@@ -36,6 +37,11 @@ def text_of(expr: relax.Expr) -> str:
 def is_flat(shape: tuple[int, ...] | list[int]) -> bool:
     """Whether a parameter has one axis that matters, the first."""
     return len(shape) == 0 or all(s == 1 for s in shape[1:])
+
+
+def is_timed(rank: int) -> bool:
+    """Whether the first axis of an image of so many is time."""
+    return rank in (3, 5)
 
 
 def frames_of(shape: list[int]) -> tuple[int, int, int, int]:

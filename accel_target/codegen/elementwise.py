@@ -10,7 +10,7 @@ from tvm import relax
 
 from ttsnn.accel_target.codegen.axes import shape_of, text_of
 from ttsnn.accel_target.codegen.graph import Box, Image, Map, Rows, Small, Tensor
-from ttsnn.accel_target.codegen.importing import Importing, Value
+from ttsnn.accel_target.codegen.sums import SumImport
 from ttsnn.accel_target.isa import Format, Op, Reduce, Vec
 from ttsnn.errors import TargetError
 from ttsnn.passes.static_values import op_name
@@ -36,7 +36,7 @@ UNARY = {
 }
 
 
-class ElementwiseImport(Importing):
+class ElementwiseImport(SumImport):
     """Part of the importer; see :class:`ttsnn.accel_target.codegen.importer._Importer`."""
 
     def _elementwise(self, call: relax.Call) -> Any:
@@ -131,13 +131,6 @@ class ElementwiseImport(Importing):
         )
         return Image(self._small(Op.VEC, shape, [index, labels.tensor], Vec.EQUAL), 0, 1)
 
-    def _small(self, op: Op, shape, operands: list[Tensor], kind: int) -> Tensor:
-        out = self.temp("loss", tuple(shape), Format.STATISTIC)
-        self.emit(
-            Small(self.tag("loss"), op, Box(out), [(Box(t),) for t in operands], flags=int(kind))
-        )
-        return out
-
     def _nn_log_softmax(self, call: relax.Call) -> Image:
         image = self.get(call.args[0])
         x, shape = image.tensor, image.tensor.shape
@@ -149,19 +142,6 @@ class ElementwiseImport(Importing):
         )
         log = self._small(Op.VEC, narrow, [total], Vec.LOG)
         return Image(self._small(Op.VEC, shape, [moved, log], Vec.SUB), 0, image.steps)
-
-    def _sum(self, call: relax.Call) -> Value:
-        x = self.get(call.args[0])
-        t, shape = (x.tensor if isinstance(x, Image) else x), shape_of(call)
-        if not shape:
-            return self._small(Op.RED, (1, 1, 1, 1), [t], Reduce.SUM)
-        if list(shape) == [*shape_of(call.args[0])[:-1], 1] and isinstance(x, Image):
-            return Image(self._small(Op.RED, (*t.shape[:3], 1), [t], Reduce.SUM), 0, x.steps)
-        if len(shape) == 1 and isinstance(x, Image) and shape[0] == x.shape[2]:
-            return self._small(Op.RED, (1, 1, 1, shape[0]), [t], Reduce.SUM)
-        raise TargetError(f"target ttsnn-accel: sum of {text_of(call.args[0])} to {tuple(shape)}")
-
-    _collapse_sum_to = _collapse_sum_like = _sum
 
 
 def _order(values: list, kind: Vec) -> tuple[list, Vec, tuple[float, ...]]:

@@ -6,16 +6,16 @@ from typing import Any
 
 from tvm import relax
 
-from ttsnn.accel_target.codegen.axes import shape_of, text_of
-from ttsnn.accel_target.codegen.graph import Box, Image, Map, Small, Tensor
-from ttsnn.accel_target.codegen.importing import Importing
-from ttsnn.accel_target.isa import Format, Op, Pool, Reduce, Vec
+from ttsnn.accel_target.codegen.axes import is_timed, shape_of, text_of
+from ttsnn.accel_target.codegen.graph import Image, Map
+from ttsnn.accel_target.codegen.sums import SumImport
+from ttsnn.accel_target.isa import Format, Op, Pool
 from ttsnn.errors import TargetError
 
 __all__ = ["PoolImport"]
 
 
-class PoolImport(Importing):
+class PoolImport(SumImport):
     """Part of the importer; see :class:`ttsnn.accel_target.codegen.importer._Importer`."""
 
     def _nn_max_pool2d(self, call: relax.Call, kind: Pool = Pool.MAX) -> Image:
@@ -69,45 +69,34 @@ class PoolImport(Importing):
         return self._grad_max_pool2d_backward(call, Pool.MEAN)
 
     def _mean(self, call: relax.Call) -> Image:
-        x, axes = self.get(call.args[0]), sorted(int(a) for a in call.attrs.axis)
+        x, axes = self.get(call.args[0]), {int(a) for a in call.attrs.axis}
         rank = len(shape_of(call.args[0]))
-        if axes == [rank - 2, rank - 1] and rank >= 4:
-            h, w, c = x.shape
-            taps = tuple((i, j) for i in range(h) for j in range(w))
-            y = self.image(f"{self.layer}.mean", x, (1, 1, c), Format.ACTIVATION)
-            self.emit(
-                Map(
-                    self.tag("pool"),
-                    Op.POOL,
-                    [x],
-                    [y],
-                    flags=int(Pool.MEAN),
-                    geometry=(h, w, taps, h, w, 1, 1),
-                )
+        space, time = {rank - 2, rank - 1}, {0}
+        if rank >= 4 and axes in (space, space | time):
+            x = self._mean_of_pixels(x)
+            axes -= space
+        if not axes:
+            return x
+        if axes == time and is_timed(rank):
+            return self.over_time(x, "mean", 1.0 / x.steps)
+        raise TargetError(
+            f"target ttsnn-accel: mean of {text_of(call.args[0])} over {sorted(axes)} after layer "
+            f"{self.layer!r}; compile for cpu"
+        )
+
+    def _mean_of_pixels(self, x: Image) -> Image:
+        h, w, c = x.shape
+        source = x.once() if x.repeat else x
+        taps = tuple((i, j) for i in range(h) for j in range(w))
+        y = self.image(f"{self.layer}.mean", source, (1, 1, c), Format.ACTIVATION)
+        self.emit(
+            Map(
+                self.tag("pool"),
+                Op.POOL,
+                [source],
+                [y],
+                flags=int(Pool.MEAN),
+                geometry=(h, w, taps, h, w, 1, 1),
             )
-            return y
-        if axes == [0] and x.shape[:2] == (1, 1):
-            total: Tensor = self.temp("time_sum", (self.N, 1, 1, x.shape[2]), Format.STATISTIC)
-            for n in range(self.N):
-                self.emit(
-                    Small(
-                        self.tag("mean"),
-                        Op.RED,
-                        Box(total, (n, 1, 1)),
-                        [(Box(x.tensor, (n, x.steps, self.N)),)],
-                        flags=int(Reduce.SUM),
-                    )
-                )
-            mean = self.temp("time_mean", total.shape, Format.STATISTIC)
-            self.emit(
-                Small(
-                    self.tag("mean"),
-                    Op.VEC,
-                    Box(mean),
-                    [(Box(total),)],
-                    scalars=(1.0 / x.steps,),
-                    flags=int(Vec.MUL),
-                )
-            )
-            return Image(mean, 0, 1)
-        raise TargetError(f"target ttsnn-accel: mean of {text_of(call.args[0])} over {axes}")
+        )
+        return Image(y.tensor, 0, x.steps, repeat=True) if x.repeat else y

@@ -102,4 +102,5 @@ class ViewImport(Importing):
                 transpose=True,
             )
         )
-        return Image(y.tensor, 0, f // self.N, repeat=True) if x.repeat else y
+        again = x.repeat or f > x.steps * self.N  # over time too
+        return Image(y.tensor, 0, f // self.N, repeat=True) if again else y
