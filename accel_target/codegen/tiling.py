@@ -16,6 +16,7 @@ from ttsnn.errors import TargetError
 
 __all__ = ["Place", "Plan", "Space", "plan_nest"]
 
+_SHARE = 6  # a block of a streamed weight has at most this part of the buffers in reach
 _COLUMNS = 8  # channels of a block are a multiple of it
 _DEPTH = 8  # strips that keep a chain of clusters busy
 _IDLE = 0.1  # share of the traffic that clusters waiting for each other are worth
@@ -172,11 +173,14 @@ class _Planner:
         out = []
         for p in streamed:
             bits = self.bits[p.format]
+            reach = sum(self.room[c] for c in (p.cluster, *p.reach))
+            room = reach // (_SHARE if len(streamed) < 3 else 2 * _SHARE)
             for s, axis in self.uses[p]:
                 total = p.shape[1] if axis == "w" else p.shape[2]
                 per = p.shape[0] * (p.shape[2] if axis == "w" else p.shape[1]) * bits // 8
-                room = capacity(self.arch, p.cluster, p.prefer) // (4 if len(streamed) < 3 else 8)
                 count = block if s.group is not None else max(1, room // max(per, 1))
+                if _COLUMNS < count < total:  # whole columns of the arrays
+                    count -= count % _COLUMNS
                 count = min(count, total)
                 size = (
                     (1, p.shape[0], count, p.shape[2])

@@ -226,15 +226,15 @@ def _arrays(
         mine = (units == u) & (together == joined)
         side = SIDE if joined else 1
         r, cols = cluster.rows * side, cluster.cols * side
-        # arrays in lockstep fill at the same time, those at the end of a link a cycle later
-        fill = cluster.rows + cluster.cols - 2 + (SIDE if joined else 0)
+        # arrays in lockstep are one, whose operands take a cycle more from array to array
+        fill = r + cols - 2 + (SIDE if joined else 0)
         depth = np.maximum(1, np.ceil(k * share)).astype(np.int64) if cluster.skip_zeros else k
         if cluster.dataflow == "os":
             cycles = _ceil(m, r) * _ceil(n, cols) * (depth + fill)
             reads0, reads1 = _ceil(n, cols) * m * k, _ceil(m, r) * k * n
             writes, rereads = m * n, np.where(acc, m * n, 0)
         else:
-            cycles = _ceil(k, r) * _ceil(n, cols) * (m + cluster.rows + fill)
+            cycles = _ceil(k, r) * _ceil(n, cols) * (m + r + fill)
             reads0, reads1 = _ceil(n, cols) * m * k, k * n
             folds = _ceil(k, r)
             writes, rereads = folds * m * n, (folds - 1 + acc) * m * n
@@ -259,7 +259,7 @@ def _arrays(
             _count(c, col.rows, "link_sent", np.where(mine, hops, 0))
             _count(c, col.rows, "link_received", np.where(mine, hops, 0))
             bound = np.maximum(bound, _ceil(read + rest, 2 * ring_width(arch)))
-        _count(c, col.rows, "spad_bytes", 2 * side * moved)  # in the arrays of each side
+        _count(c, col.rows, "spad_bytes", 2 * moved)
         c.busy[col.rows[mine]] = bound[mine]
 
 
