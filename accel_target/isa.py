@@ -37,7 +37,7 @@ __all__ = [
     "memory_id",
 ]
 
-VERSION = 1
+VERSION = 2
 """Version of the instruction set; a program of another version is refused."""
 
 MAX_UNITS = 16
@@ -81,6 +81,7 @@ class Flag(IntFlag):
     TRANSPOSE = 0x400  # GEMM towards the input: taps turned round, weight transposed
     HALF = 0x800  # the result times ½
     LOCKSTEP = 0x1000  # GEMM, WGRAD: all four clusters as one array
+    TURNED = 0x4000  # GEMM, WGRAD: M along the array's columns, N along its rows
     STATE = 0x2000  # LIF: src1 is the membrane before the first frame; dst1 the last one
 
 

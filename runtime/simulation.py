@@ -35,6 +35,7 @@ IDEAS = (
     "neurons",
     "norms",
     "updates",
+    "orient",
     "clusters",
     "lockstep",
     "gating",

@@ -16,6 +16,7 @@ from ttsnn.accel_target.codegen.graph import (
     Tensor,
     WGrad,
 )
+from ttsnn.accel_target.isa import Op
 
 __all__ = ["Group", "partition"]
 
@@ -45,7 +46,13 @@ class Group:
 
 
 def _plain(n: Node) -> bool:
-    return not (isinstance(n, Map) and n.geometry is not None)
+    """Whether it works pixel by pixel, or spreads pixels over a larger image."""
+    return not (isinstance(n, Map) and n.geometry is not None) or _spreads(n)
+
+
+def _spreads(n: Node) -> bool:
+    """Whether it sets pixels that lie a stride apart, and the others to zero."""
+    return isinstance(n, Map) and n.op == Op.POOLB and len(n.geometry[2]) == 1
 
 
 def _range(n: Node, graph: Graph) -> tuple[tuple[int, int], int]:
@@ -96,7 +103,7 @@ def partition(graph: Graph) -> list[Group]:
 
     sources: dict[Tensor, Node] = {}
     for n in _numbers_first(graph.nodes):
-        if _source(n, made, readers):
+        if _source(n, made, readers) or _spread_for(n, readers):
             sources[n.writes()[0].tensor] = n  # with what reads it
             continue
         images = latest(n.reads())
@@ -123,12 +130,12 @@ def partition(graph: Graph) -> list[Group]:
             at = images if _joins(n, groups[images], steps, count) else None
         elif isinstance(n, Sum) and n.out in made and groups[made[n.out]].steps == steps:
             at = made[n.out]  # all rows of a tensor of sums are made together
-        elif isinstance(n, Map) and images >= 0 and params < images and _plain(n):
+        elif isinstance(n, Map) and images >= 0 and params < images and _joinable(n):
             g = groups[images]
             whole = any(m.chain in graph.whole for m in g.nodes)
             if _joins(n, g, steps, count) and (g.maps_only or _follows(n, g, whole)):
                 at = images
-        if at is not None and images > at:
+        if at is not None and (images > at or _late(n, sources, made) >= at):
             at = None
         if at is None:
             groups.append(Group([], steps, count))
@@ -185,6 +192,32 @@ def _source(n: Node, made: dict[Tensor, int], readers: dict[Tensor, list[Node]])
         and users[0].reads()[0].shape == out.shape
         and all(i.steps == out.steps for i in [*n.ins, *users[0].ins])
     )
+
+
+def _joinable(n: Map) -> bool:
+    return _plain(n) and not _spreads(n)
+
+
+def _spread_for(n: Node, readers: dict[Tensor, list[Node]]) -> bool:
+    """Whether a node spreads pixels, and one pointwise node alone reads them."""
+    if not _spreads(n):
+        return False
+    (out,) = n.writes()
+    users = readers.get(out.tensor, [])
+    return (
+        len(users) == 1
+        and out.tensor.role == "temp"
+        and isinstance(users[0], Map)
+        and _joinable(users[0])
+        and not users[0].time
+        and all(i.steps == out.steps for i in users[0].ins)
+    )
+
+
+def _late(n: Node, sources: dict[Tensor, Node], made: dict[Tensor, int]) -> int:
+    """Last group that makes what the nodes read that are to come with this one."""
+    waiting = [sources[i.tensor] for i in n.reads() if i.tensor in sources]
+    return max((made.get(i.tensor, -1) for m in waiting for i in m.reads()), default=-1)
 
 
 def _continued(

@@ -13,6 +13,7 @@ from ttsnn.accel_target.codegen.graph import Box, Graph, Small
 from ttsnn.accel_target.codegen.hazards import BLOCK, assign_tokens
 from ttsnn.accel_target.codegen.lower import _UNITS, Lowering
 from ttsnn.accel_target.codegen.options import Options
+from ttsnn.accel_target.codegen.orient import orient
 from ttsnn.accel_target.codegen.tiling import Space
 from ttsnn.accel_target.codegen.updates import Updates
 from ttsnn.accel_target.isa import NONE, Level, Op, UnitKind
@@ -62,6 +63,8 @@ def generate(graph: Graph, groups: list[Group], arch: Architecture, options: Opt
             updated |= {then[t][0] for t in done}
         down = not down
     program = b.program({"options": options.to_json(), "T": graph.T, "N": graph.N})
+    if options.orient:
+        program = orient(program, arch)
     return assign_tokens(program, b.bits)
 
 

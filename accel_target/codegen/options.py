@@ -53,6 +53,8 @@ class Options:
             chain's last intermediate; neither its result nor that result's gradient are in DRAM.
         updates: the optimizer works on a weight's gradient where its sum lies, at the end of the
             nest that makes it; the gradient then never is in DRAM. It is a fusion too.
+        orient: a product lies on its array the way that reads fewer bytes. Off: pixels along the
+            rows, output channels along the columns.
         clusters: use all clusters. Off: the first alone.
         lockstep: four equal clusters work as one array, whose operands are read once and sent
             through links. Off: each works on a part of the chain.
@@ -65,6 +67,7 @@ class Options:
     neurons: bool = True
     norms: bool = True
     updates: bool = True
+    orient: bool = True
     clusters: bool = True
     lockstep: bool = True
 

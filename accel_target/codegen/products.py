@@ -9,12 +9,12 @@ import tvm
 from tvm import relax
 
 from ttsnn.accel_target.codegen.axes import shape_of, split_columns, text_of
-from ttsnn.accel_target.codegen.graph import Conv, Image, Rows, Tensor, Weight, WGrad
+from ttsnn.accel_target.codegen.graph import Conv, Image, Map, Rows, Tensor, Weight, WGrad
 from ttsnn.accel_target.codegen.importing import Value
-from ttsnn.accel_target.codegen.norms import NormImport, pays
+from ttsnn.accel_target.codegen.norms import NormImport, pays, point
 from ttsnn.accel_target.codegen.trains import ConvTrain
 from ttsnn.accel_target.codegen.tt_linear import TTLinearImport
-from ttsnn.accel_target.isa import Format
+from ttsnn.accel_target.isa import Format, Op, Pool
 from ttsnn.errors import TargetError
 from ttsnn.ops import tt_conv_attrs_of
 from ttsnn.passes.training.graph import operands
@@ -75,15 +75,26 @@ class ProductImport(NormImport, TTLinearImport):
         size = [int(v) for v in call.attrs["size"]]
         g, shape = self._dense(call, call.args[0], None, size)
         dx = self.image(f"{self.layer}.dx", dy, (*size, shape[1]), Format.GRADIENT)
-        self.emit(
-            Conv(
-                self.tag("dx"),
-                [(dy, self._weight(w, shape), g, 0)],
-                dx,
-                True,
-                chain=self._chain_of(dy),
+        small, at = dx, g
+        if self.options.fusion and g[:2] != (1, 1) and g[2] == ((0, 0),):
+            # few pixels have a gradient: the others' zeros appear in the nest that reads it
+            small = self.image(f"{self.layer}.dx", dy, (*dy.shape[:2], shape[1]), Format.GRADIENT)
+            at = point(*dy.shape[:2])
+        terms, chain = [(dy, self._weight(w, shape), at, 0)], self._chain_of(dy)
+        self.emit(Conv(self.tag("dx"), terms, small, True, chain=chain))
+        if small is not dx:
+            self.emit(
+                Map(
+                    self.tag("dx"),
+                    Op.POOLB,
+                    [small],
+                    [dx],
+                    "gradient",
+                    flags=int(Pool.SUM),
+                    geometry=g,
+                    transpose=True,
+                )
             )
-        )
         return dx
 
     def _chain_of(self, dy: Image) -> int:

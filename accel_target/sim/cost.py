@@ -6,7 +6,7 @@ depth K on an array of R × C PEs:
 ``os``  ⌈M/R⌉ ⌈N/C⌉ (K + R + C - 2) cycles; reads ⌈N/C⌉ M K and ⌈M/R⌉ K N operands, writes M N
 ``ws``  ⌈K/R⌉ ⌈N/C⌉ (M + 2R + C - 2) cycles; reads ⌈N/C⌉ M K and K N, adds M N sums ⌈K/R⌉ times
 
-which are SCALE-Sim's, plus 1. Every operand read from a buffer is written to a scratchpad of the
+which are SCALE-Sim's, plus 1. TURNED, M and N change places, and so do the operands. Every operand read from a buffer is written to a scratchpad of the
 array and read there once. An instruction lasts at least as long as its bytes take at each buffer.
 """
 
@@ -218,6 +218,8 @@ def _arrays(
     c.binary[col.rows] = (col.flags & Flag.BINARY) != 0
     share = np.ones(len(m)) if density is None else density[col.rows]
     acc = (col.flags & Flag.ACC) != 0
+    turned = (col.flags & Flag.TURNED) != 0
+    down, across = np.where(turned, n, m), np.where(turned, m, n)  # the array
     units = col.table["unit"]
     together = (col.flags & Flag.LOCKSTEP) != 0
     for u, joined in sorted(set(zip(units.tolist(), together.tolist()))):
@@ -230,14 +232,15 @@ def _arrays(
         fill = r + cols - 2 + (SIDE if joined else 0)
         depth = np.maximum(1, np.ceil(k * share)).astype(np.int64) if cluster.skip_zeros else k
         if cluster.dataflow == "os":
-            cycles = _ceil(m, r) * _ceil(n, cols) * (depth + fill)
-            reads0, reads1 = _ceil(n, cols) * m * k, _ceil(m, r) * k * n
+            cycles = _ceil(down, r) * _ceil(across, cols) * (depth + fill)
+            first, last = _ceil(across, cols) * down * k, _ceil(down, r) * k * across
             writes, rereads = m * n, np.where(acc, m * n, 0)
         else:
-            cycles = _ceil(k, r) * _ceil(n, cols) * (m + r + fill)
-            reads0, reads1 = _ceil(n, cols) * m * k, k * n
+            cycles = _ceil(k, r) * _ceil(across, cols) * (down + r + fill)
+            first, last = _ceil(across, cols) * down * k, k * across
             folds = _ceil(k, r)
             writes, rereads = folds * m * n, (folds - 1 + acc) * m * n
+        reads0, reads1 = np.where(turned, last, first), np.where(turned, first, last)
         amount = [
             ("src0", reads0 * col.width("src0") // 8, False),
             (second, reads1 * col.width(second) // 8, False),
