@@ -315,7 +315,8 @@ class _Emitter:
             for v in values:
                 self.turn[v] += 1
             for s in steps:
-                for v in (*s.ins, *(t.x for t in s.terms)):
+                own = [t.weight.value for t in s.terms if t.weight.value is not None]
+                for v in (*s.ins, *(t.x for t in s.terms), *own):
                     if v.grouped and v.load is not None and id(v) not in loaded:
                         loaded.add(id(v))
                         self.load(v, v.load, rows, s.tag, c)
@@ -366,6 +367,8 @@ class _Emitter:
 
     def weight(self, s: Step, t: Term, axis: str, box: _Box) -> int:
         p = t.weight
+        if p.value is not None:
+            return self.value(p.value, (0, 1), (0, box[1]))
         if (s, p) not in self.plan.streams:
             return self.param(p, None, box if axis == "w" else None, box if axis == "c" else None)
         self.turn[s, p] += 1

@@ -22,7 +22,7 @@ from ttsnn.accel_target.codegen.graph import (
 )
 from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, Value
 from ttsnn.accel_target.codegen.options import Options
-from ttsnn.accel_target.codegen.tiling import plan_nest
+from ttsnn.accel_target.codegen.tiling import plan_nest, uses
 from ttsnn.accel_target.isa import Format, Level, Op, Pool, UnitKind
 from ttsnn.accel_target.lockstep import can_lockstep
 from ttsnn.accel_target.program import DramTensor
@@ -205,6 +205,8 @@ class _Nest:
         g = nx.Graph()
         for n in self.group.nodes:
             own = [i.tensor for i in [*n.reads(), *n.writes()] if candidates.get(i.tensor)]
+            if isinstance(n, Conv) and self.single:  # a weight that others read as an image
+                own += [r.tensor for r in n.params() if candidates.get(r.tensor)]
             g.add_nodes_from(own)
             g.add_edges_from(itertools.pairwise(own))
         out: dict[Tensor, int] = {}
@@ -343,10 +345,31 @@ class _Nest:
                 step.time = True
             self.nest.steps.append(step)
         self.nest.steps = _sorted(self.nest.steps)
+        if self.single:
+            self._share()
         if taste is not None:
             spread(self.nest, self.b, taste)
             self.nest.steps = _sorted(self.nest.steps)
         return self.nest
+
+    def _share(self) -> None:
+        """Weights that are read as images too have one tile: that of the image."""
+        loaded = {v.load.tensor: v for v in self.values.values() if v.load is not None}
+        group = {id(v): s.group for s in self.nest.steps for v in s.ins}
+        for p, steps in uses(self.nest).items():
+            v = loaded.get(p.loads[0].tensor) if len(p.loads) == 1 else None
+            if (
+                v is not None
+                and v.grouped
+                and p.shape == (v.height, v.width, v.channels)
+                and all(s.group == group.get(id(v)) and axis == "c" for s, axis in steps)
+            ):
+                p.value = v
+
+    @property
+    def single(self) -> bool:
+        """Whether it works on one frame."""
+        return self.group.steps[1] * self.group.images == 1
 
     def _conv(self, n: Conv, tag: int) -> Step:
         terms = []

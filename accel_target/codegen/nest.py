@@ -89,6 +89,7 @@ class Param:
         loads: parts read before its first use.
         stores: parts written after its last.
         sums: it is accumulated over the whole nest.
+        value: the grouped value that is the same tensor; the tile is that value's.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Param:
     sums: bool = False
     tag: int = 0
     reach: tuple[int, ...] = ()
+    value: Value | None = None
 
 
 @dataclass(eq=False)
@@ -174,12 +176,13 @@ class Nest:
         return list(seen.values())
 
     def params(self) -> list[Param]:
-        """All parameters, in order of appearance."""
+        """All parameters with a tile of their own, in order of appearance."""
         seen: dict[int, Param] = {}
         for s in self.steps:
             given = [*s.params, *(t.weight for t in s.terms), *([s.sum] if s.sum else [])]
             for p in given:
-                seen.setdefault(id(p), p)
+                if p.value is None:
+                    seen.setdefault(id(p), p)
         return list(seen.values())
 
 

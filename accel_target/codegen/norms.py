@@ -332,12 +332,11 @@ class NormImport(TTImport):
         chain.offset = self.vector(Vec.SUB, back.tensor, mean.tensor)
 
     def _last_core_grad(self, chain: Normed, product: Tensor, q: Tensor) -> None:
+        """dW, in the nest that makes M: the core is read once for all of it."""
         assert chain.cov is not None
         assert chain.scale is not None
         rows = (Rows(chain.scale, 0, 1, 0),)
-        scaled = self.product([Image(product, 0, 1)], rows, Format.GRADIENT)
-        self.chain += 1  # all of it in one nest
-        self.graph.gradients[self.chain] = scaled
+        scaled = self.product([Image(product, 0, 1)], rows, Format.GRADIENT, chain=self.chain)
         square = self.small_conv(
             Image(chain.cov, 0, 1), chain.weight, "cov4", Format.STATISTIC, chain=self.chain
         )

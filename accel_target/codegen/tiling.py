@@ -14,7 +14,7 @@ from ttsnn.accel_target.isa import Level, Op, memory_id
 from ttsnn.accel_target.program import format_bits
 from ttsnn.errors import TargetError
 
-__all__ = ["Place", "Plan", "Space", "plan_nest"]
+__all__ = ["Place", "Plan", "Space", "plan_nest", "uses"]
 
 _SHARE = 6  # a block of a streamed weight has at most this part of the buffers in reach
 _COLUMNS = 8  # channels of a block are a multiple of it
@@ -63,7 +63,8 @@ def uses(nest: Nest) -> dict[Param, list[tuple[Step, str]]]:
     out: dict[Param, list[tuple[Step, str]]] = {}
     for s in nest.steps:
         for t in s.terms:
-            out.setdefault(t.weight, []).append((s, _axis(s)))
+            if t.weight.value is None:
+                out.setdefault(t.weight, []).append((s, _axis(s)))
         if s.op == Op.WGRAD and s.sum is not None:
             out.setdefault(s.sum, []).append((s, "w" if s.ins[0].grouped else "c"))
     return out
@@ -333,7 +334,7 @@ def signature(nest: Nest) -> tuple:
             s.frames,
             tuple(map(name, (*s.outs, *s.ins, *s.params))),
             name(s.sum) if s.sum else -1,
-            tuple((name(t.x), name(t.weight), t.geometry) for t in s.terms),
+            tuple((name(t.x), name(t.weight.value or t.weight), t.geometry) for t in s.terms),
         )
         for s in nest.steps
     )
