@@ -135,6 +135,14 @@ def partition(graph: Graph) -> list[Group]:
             whole = any(m.chain in graph.whole for m in g.nodes)
             if _joins(n, g, steps, count) and (g.maps_only or _follows(n, g, whole)):
                 at = images
+                for k in {made[i.tensor] for i in n.reads() if i.tensor in made} - {at}:
+                    if _can_wait(groups, k, at, n, graph):
+                        g.nodes[:0] = groups[k].nodes
+                        groups[k].nodes = []
+                        made |= {t: at for t, m in made.items() if m == k}
+                        home |= {c: at for c, m in home.items() if m == k}
+                        for t, spans in parts.items():
+                            parts[t] = [(a, e, at if m == k else m) for a, e, m in spans]
         if at is not None and (images > at or _late(n, sources, made) >= at):
             at = None
         if at is None:
@@ -154,7 +162,7 @@ def partition(graph: Graph) -> list[Group]:
             parts.setdefault(t, []).append((0, 1 << 30, at))
         for t in [i.tensor for i in n.writes()] + list(n.makes()):
             made[t] = max(made.get(t, -1), at)
-    return groups
+    return [g for g in groups if g.nodes]
 
 
 def _numbers_first(nodes: list[Node]) -> list[Node]:
@@ -194,6 +202,27 @@ def _source(n: Node, made: dict[Tensor, int], readers: dict[Tensor, list[Node]])
     )
 
 
+def _can_wait(groups: list[Group], k: int, at: int, n: Map, graph: Graph) -> bool:
+    """Whether a group that ends in an operand of a node can run in the later group of another.
+
+    Two results are added so without either being in DRAM. It must have all timesteps of whole
+    chains, and nothing between may read what it makes.
+    """
+    g, later = groups[k], groups[at]
+    if (
+        (g.steps, g.images) != (later.steps, later.images)
+        or not any(m.chain in graph.whole for m in g.nodes)
+        or not all(map(_plain, g.nodes))
+        or not all(isinstance(m, Conv | Map) for m in g.nodes)
+    ):
+        return False
+    own = {i.tensor for m in g.nodes for i in m.writes()}
+    between = [m for h in groups[k + 1 : at + 1] for m in h.nodes]
+    return not any(
+        own & {*(i.tensor for i in m.reads()), *(r.tensor for r in m.params())} for m in between
+    )
+
+
 def _joinable(n: Map) -> bool:
     return _plain(n) and not _spreads(n)
 
@@ -227,7 +256,7 @@ def _continued(
     if images < 0:
         return None
     g = groups[images]
-    whole = any(m.chain in graph.whole for m in g.nodes)
+    whole = any(m.chain in graph.whole for m in g.nodes) or (g.time and g.maps_only)
     same = g.steps == steps and g.images == count and all(map(_plain, g.nodes))
     return images if whole and same else None
 
