@@ -4,10 +4,10 @@ Behind a chain of cores the batch norm's operand is y = W h: W is the last core,
 last intermediate, has few channels. Everything that the batch norm needs follows from h alone:
 
     mean      W h̄                                     h̄ = Σ h / n
-    variance  diag(W S Wᵀ) / n                        S = Σ (h - h̄)(h - h̄)ᵀ
+    Σ y²      diag(W S Wᵀ)                            S = Σ h hᵀ
     Σ dy·x̂    diag(W G) / σ                           G = Σ (h - h̄) dyᵀ
-    dW        D G - (S Wᵀ) diag(q)                    D = γ / σ,  q = D Σ(dy·x̂) / (n σ)
-    dh        Wᵀ D dy - M (h - h̄) - Wᵀ D Σdy / n      M = Wᵀ diag(q) W
+    dW        D G - (S Wᵀ - Σh ȳᵀ) diag(q)            D = γ / σ,  q = D Σ(dy·x̂) / (n σ)
+    dh        Wᵀ D dy - M h - Wᵀ (D Σdy / n - q ȳ)     M = Wᵀ diag(q) W
 
 So y is computed once, where it is used, and its gradient dy is read once, where it is made: neither
 needs to be in DRAM. What is there is h, and Wᵀ D dy, which has as few channels.
@@ -15,6 +15,7 @@ needs to be in DRAM. What is there is h, and Wᵀ D dy, which has as few channel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Normed:
         weight: the same, as a weight.
         geometry: of the last core.
         chain: number of the chain.
-        mean, cov, scale: h̄, S and D, once the batch norm's statistics are there.
+        total, mean, cov, scale: Σh, h̄, S and D, once the batch norm's statistics are there.
         u: Wᵀ D dy.
         matrix, offset: M, and what stays the same for all pixels in dh.
         grad: dW.
@@ -63,6 +64,7 @@ class Normed:
     weight: Weight
     geometry: Any
     chain: int
+    total: Tensor | None = None
     mean: Tensor | None = None
     cov: Tensor | None = None
     scale: Tensor | None = None
@@ -94,6 +96,7 @@ class NormImport(TTImport):
         super().__init__(*given)
         self.normed: dict[Tensor, Normed] = {}
         self.normed_calls = normed_calls(self.relax)
+        self._one: Tensor | None = None
 
     def _snn_batch_norm_train(self, call: relax.Call) -> Any:
         x, gamma, beta, mean, var = map(self.get, call.args)
@@ -211,10 +214,7 @@ class NormImport(TTImport):
         )
         total = self.temp(f"{self.layer}.hsum", (1, 1, 1, r), Format.STATISTIC)
         self.emit(Sum(self.tag("bn"), Op.RED, [h], total, 0, int(Reduce.SUM)))
-        chain.mean = self.vector(Vec.MUL, total, 1.0 / n)
-        negative = self.vector(Vec.MUL, total, -1.0 / n)
-        ones = Image(total, 0, 1), Image(negative, 0, 1)
-        self.emit(WGrad(self.tag("cov"), *ones, point(1, 1), (1, r, r), rows, more=True))
+        chain.total, chain.mean = total, self.vector(Vec.MUL, total, 1.0 / n)
         self.chain += 1  # both with one copy of the core
         products = [(total, "sum"), (cov, "cov4")]
         first, square = (
@@ -222,10 +222,8 @@ class NormImport(TTImport):
             for t, name in products
         )
         both = self.product([square, Image(chain.core, 0, 1)], (), Format.STATISTIC)
-        spread = self.temp(f"{self.layer}.spread", (1, 1, 1, c), Format.STATISTIC)
-        self.emit(Sum(self.tag("bn"), Op.RED, [both], spread, 0, int(Reduce.SUM)))
-        means = self.vector(Vec.MUL, self.vector(Vec.MUL, first.tensor, first.tensor), 1.0 / n)
-        squares = self.vector(Vec.ADD, spread, means)
+        squares = self.temp(f"{self.layer}.squares", (1, 1, 1, c), Format.STATISTIC)
+        self.emit(Sum(self.tag("bn"), Op.RED, [both], squares, 0, int(Reduce.SUM)))
         self.layer = outer
         return Box(first.tensor), Box(squares)
 
@@ -302,14 +300,16 @@ class NormImport(TTImport):
         q = self.vector(Vec.MUL, self.vector(Vec.MUL, gamma, rstd), chain.scale)
         q = self.vector(Vec.MUL, q, 1.0 / n)
         offset = self.vector(Vec.MUL, self.vector(Vec.MUL, total, chain.scale), 1.0 / n)
+        minus = self.vector(Vec.MUL, Box(stat, None, (0, 1)), -1.0)
+        offset = self.vector(Vec.ADD, offset, self.vector(Vec.MUL, q, minus))
+        means = self._column(chain.total)
         self._corrections(chain, q, offset)
-        self._last_core_grad(chain, product, q)
+        self._last_core_grad(chain, product, q, (means, minus))
         self.layer = outer
         return gamma, total
 
     def _corrections(self, chain: Normed, q: Tensor, offset: Tensor) -> None:
-        """M, and Wᵀ D Σdy / n - M h̄."""
-        assert chain.mean is not None
+        """M, and Wᵀ of ``offset``: what stays the same for all pixels in dh."""
         weighted = self.product([Image(chain.core, 0, 1)], (Rows(q, 0, 1, 0),), Format.GRADIENT)
         self.chain += 1  # in the nest that weights the core
         self.graph.gradients[self.chain] = weighted
@@ -320,25 +320,35 @@ class NormImport(TTImport):
         chain.matrix = Weight(
             (1, r, r), (Rows(matrix.tensor, 0, 1, 0),), f"{self.layer}.m", Format.GRADIENT
         )
-        back = self.small_conv(
+        chain.offset = self.small_conv(
             Image(offset, 0, 1),
             chain.weight,
             "k",
             Format.STATISTIC,
             transpose=True,
             chain=self.chain,
-        )
-        mean = self.small_conv(Image(chain.mean, 0, 1), chain.matrix, "km", Format.STATISTIC)
-        chain.offset = self.vector(Vec.SUB, back.tensor, mean.tensor)
+        ).tensor
 
-    def _last_core_grad(self, chain: Normed, product: Tensor, q: Tensor) -> None:
-        """dW, in the nest that makes M: the core is read once for all of it."""
+    def _last_core_grad(
+        self, chain: Normed, product: Tensor, q: Tensor, outer: tuple[Image, Tensor]
+    ) -> None:
+        """dW, in the nest that makes M: the core is read once for all of it.
+
+        ``outer``: Σh, and -ȳ.
+        """
         assert chain.cov is not None
         assert chain.scale is not None
         rows = (Rows(chain.scale, 0, 1, 0),)
         scaled = self.product([Image(product, 0, 1)], rows, Format.GRADIENT, chain=self.chain)
+        column, minus = outer
+        mean = Weight((1, 1, minus.shape[3]), (Rows(minus, 0, 1, 0),), minus.name, minus.format)
         square = self.small_conv(
-            Image(chain.cov, 0, 1), chain.weight, "cov4", Format.STATISTIC, chain=self.chain
+            Image(chain.cov, 0, 1),
+            chain.weight,
+            "cov4",
+            Format.STATISTIC,
+            chain=self.chain,
+            more=[(column, mean)],
         )
         rows = (Rows(q, 0, 1, 0),)
         spread = self.product([square], rows, Format.GRADIENT, chain=self.chain)
@@ -411,10 +421,27 @@ class NormImport(TTImport):
         fmt: Format,
         transpose: bool = False,
         chain: int = -1,
+        more: Sequence[tuple[Image, Weight]] = (),
     ) -> Image:
-        """Product of a small matrix and a core."""
+        """Product of a small matrix and a core, and further products that are added to it."""
         c = weight.shape[1 if transpose else 2]
         y = Image(self.temp(f"{self.layer}.{name}", (1, *x.shape[:2], c), fmt), 0, 1)
-        terms = [(x, weight, point(*x.shape[:2]), 0)]
+        terms = [(a, w, point(*x.shape[:2]), 0) for a, w in ((x, weight), *more)]
         self.emit(Conv(self.tag("bn"), terms, y, transpose, chain=chain))
         return y
+
+    def _column(self, row: Tensor) -> Image:
+        """A row of channels as pixels of one channel: its outer product with 1."""
+        r = row.shape[3]
+        if self._one is None:
+            zero = self.vector(Vec.MUL, row, 0.0)
+            ones = self.vector(Vec.ADD, zero, 1.0)
+            self._one = self.temp("one", (1, 1, 1, 1), Format.STATISTIC)
+            self.emit(
+                Small(self.tag("bn"), Op.RED, Box(self._one), [(Box(ones),)], flags=int(Reduce.MAX))
+            )
+        column = self.temp(f"{self.layer}.column", (1, 1, r, 1), Format.STATISTIC)
+        rows = (Rows(column, 0, 1, 0),)
+        pair = Image(row, 0, 1), Image(self._one, 0, 1)
+        self.emit(WGrad(self.tag("bn"), *pair, point(1, 1), (1, r, 1), rows))
+        return Image(column, 0, 1)

@@ -156,11 +156,9 @@ def costs(program: Program, arch: Architecture, density: np.ndarray | None = Non
 def isa_bytes(program: Program) -> np.ndarray:
     """Bytes fetched for each instruction: itself, and operands that are named the first time."""
     out = np.full(len(program), program.instructions.itemsize, np.int64)
-    for name in _OPERANDS:
-        index = program.instructions[name]
-        used, first = np.unique(index, return_index=True)
-        first = first[used != NONE]
-        np.add.at(out, first, program.descriptors.itemsize)
+    named = np.stack([program.instructions[name] for name in _OPERANDS], axis=1).ravel()
+    used, first = np.unique(named, return_index=True)
+    np.add.at(out, first[used != NONE] // len(_OPERANDS), program.descriptors.itemsize)
     return out
 
 
