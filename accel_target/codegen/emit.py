@@ -61,8 +61,8 @@ class _Emitter:
     ) -> int:
         """Box of a value; ``frames`` are timesteps of the nest, where these are not all it has;
         ``width`` is that of the operand, where it sees the value's bytes in another one."""
-        place = self.plan.places[v]
-        memory, address = place.at[self.turn[v] % len(place.at)]
+        place = self.plan.places[v.tile]
+        memory, address = place.at[self.turn[v.tile] % len(place.at)]
         size, wide = place.size, v.channels
         if width is not None and width != v.width:
             wide = v.width * v.channels // width
@@ -122,7 +122,7 @@ class _Emitter:
         part: _Box | None = None,
     ) -> int:
         n = self.nest.N
-        first, count = part or (0, self.plan.places[v].size[0])
+        first, count = part or (0, self.plan.places[v.tile].size[0])
         if ref.repeat:
             frames = (self.image, count, 0)
         else:
@@ -308,11 +308,12 @@ class _Emitter:
             }.values()
         )
         total = values[0].channels
+        tiles = [v for v in values if v.over is None]
         block = self.plan.block
         for c0 in range(0, total, block):
             c = (c0, min(block, total - c0))
             loaded: set[int] = set()
-            for v in values:
+            for v in tiles:
                 self.turn[v] += 1
             for s in steps:
                 own = [t.weight.value for t in s.terms if t.weight.value is not None]

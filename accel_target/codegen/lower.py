@@ -206,7 +206,9 @@ class _Nest:
         for n in self.group.nodes:
             own = [i.tensor for i in [*n.reads(), *n.writes()] if candidates.get(i.tensor)]
             if isinstance(n, Conv) and self.single:  # a weight that others read as an image
-                own += [r.tensor for r in n.params() if candidates.get(r.tensor)]
+                along = n.terms[0][0] if n.transpose else n.y  # it has its last axis
+                if candidates.get(along.tensor):
+                    own += [r.tensor for r in n.params() if candidates.get(r.tensor)]
             g.add_nodes_from(own)
             g.add_edges_from(itertools.pairwise(own))
         out: dict[Tensor, int] = {}
@@ -347,6 +349,8 @@ class _Nest:
         self.nest.steps = _sorted(self.nest.steps)
         if self.single:
             self._share()
+        if self.low.options.fusion:
+            _in_place(self.nest.steps)
         if taste is not None:
             spread(self.nest, self.b, taste)
             self.nest.steps = _sorted(self.nest.steps)
@@ -465,6 +469,35 @@ class _Nest:
             sum_row=n.row,
             flags=n.flags,
         )
+
+
+_POINTWISE = (Op.VEC, Op.BN_APPLY, Op.BN_GRAD, Op.LIFB)
+
+
+def _in_place(steps: list[Step]) -> None:
+    """A pointwise result takes over the tile of an operand of its block that nothing reads later."""
+    last: dict[int, Step] = {}
+    for s in steps:
+        for v in (*s.ins, *(t.x for t in s.terms)):
+            last[id(v)] = s
+    made = {id(v) for s in steps for v in s.outs}
+    for s in steps:
+        if s.op not in _POINTWISE or s.group is None or len(s.outs) != 1 or s.geometry is not None:
+            continue
+        (y,) = s.outs
+        for x in s.ins:
+            if (
+                last[id(x)] is s
+                and id(x) in made
+                and x.store is None
+                and x.grouped
+                and y.grouped
+                and x is not y
+                and (x.format, x.height, x.width, x.channels, x.frames)
+                == (y.format, y.height, y.width, y.channels, y.frames)
+            ):
+                y.over = x
+                break
 
 
 def _sorted(steps: list[Step]) -> list[Step]:

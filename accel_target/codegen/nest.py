@@ -53,6 +53,7 @@ class Value:
         store: DRAM that it is written to, or None.
         frames: first timestep of the nest's that it has, and how many; None: all.
         reach: other clusters whose buffers it may lie in.
+        over: the value whose tile it takes over, which nothing reads any more.
     """
 
     name: str
@@ -67,6 +68,12 @@ class Value:
     store: Ref | None = None
     frames: tuple[int, int] | None = None
     reach: tuple[int, ...] = ()
+    over: Value | None = None
+
+    @property
+    def tile(self) -> Value:
+        """The value that has its tile."""
+        return self if self.over is None else self.over.tile
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,8 @@ class _Planner:
         """Values; with ``spare`` the next strip or block can be loaded beside the current one."""
         out = []
         for v in self.values:
+            if v.over is not None:
+                continue
             rows = flow.rows[v]
             if not v.grouped and spare:
                 rows = min(v.height, rows + flow.burst[v])
@@ -307,6 +309,7 @@ def signature(nest: Nest) -> tuple:
             v.store is None,
             v.frames,
             v.reach,
+            name(v.tile),
         )
         for v in nest.values()
     )

@@ -65,9 +65,10 @@ def expected_products(
         if variants[layer].norm:
             pixels = cores["g4"] // (RANK * cout)
             square = RANK * RANK
-            out[layer, "forward", "cov"] = square * (pixels + 1)
+            out[layer, "forward", "cov"] = square * pixels
             out[layer, "forward", "bn"] = (square + RANK) * cout
-            out[layer, "backward", "bn"] = (2 * square + RANK) * cout + square
+            # M, k, S Wᵀ, the column of Σh and its product with ȳ
+            out[layer, "backward", "bn"] = (2 * square + 2 * RANK) * cout + RANK
             out[layer, "backward", "dnorm"] = square * pixels
         for core, macs in cores.items():
             out[layer, "backward", f"w{core}"] = macs
