@@ -52,7 +52,12 @@ def _plain(n: Node) -> bool:
 
 def _spreads(n: Node) -> bool:
     """Whether it sets pixels that lie a stride apart, and the others to zero."""
-    return isinstance(n, Map) and n.op == Op.POOLB and len(n.geometry[2]) == 1
+    return (
+        isinstance(n, Map)
+        and n.op == Op.POOLB
+        and n.geometry is not None
+        and len(n.geometry[2]) == 1
+    )
 
 
 def _range(n: Node, graph: Graph) -> tuple[tuple[int, int], int]:

@@ -475,7 +475,7 @@ _POINTWISE = (Op.VEC, Op.BN_APPLY, Op.BN_GRAD, Op.LIFB)
 
 
 def _in_place(steps: list[Step]) -> None:
-    """A pointwise result takes over the tile of an operand of its block that nothing reads later."""
+    """A pointwise result takes over the tile of an operand that nothing reads any more."""
     last: dict[int, Step] = {}
     for s in steps:
         for v in (*s.ins, *(t.x for t in s.terms)):

@@ -251,6 +251,7 @@ class NormImport(TTImport):
         """Gradients of γ and β; what the chain's backward needs is left in ``chain``."""
         h, (r, c) = chain.h, chain.core.shape[2:]
         assert chain.scale is not None
+        assert chain.total is not None
         assert chain.mean is not None
         assert chain.cov is not None
         total = self.temp(f"{self.layer}.bias.grad", (1, 1, 1, c), Format.STATISTIC)

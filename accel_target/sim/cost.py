@@ -6,8 +6,9 @@ depth K on an array of R × C PEs:
 ``os``  ⌈M/R⌉ ⌈N/C⌉ (K + R + C - 2) cycles; reads ⌈N/C⌉ M K and ⌈M/R⌉ K N operands, writes M N
 ``ws``  ⌈K/R⌉ ⌈N/C⌉ (M + 2R + C - 2) cycles; reads ⌈N/C⌉ M K and K N, adds M N sums ⌈K/R⌉ times
 
-which are SCALE-Sim's, plus 1. TURNED, M and N change places, and so do the operands. Every operand read from a buffer is written to a scratchpad of the
-array and read there once. An instruction lasts at least as long as its bytes take at each buffer.
+which are SCALE-Sim's, plus 1. TURNED, M and N change places, and so do the operands. Every operand
+read from a buffer is written to a scratchpad of the array and read there once. An instruction lasts
+at least as long as its bytes take at each buffer.
 """
 
 from __future__ import annotations
