@@ -11,27 +11,35 @@ import numpy as np
 
 from ttsnn.accel_target.arch import Architecture
 from ttsnn.accel_target.events import event_index
-from ttsnn.accel_target.isa import Flag, Op
-from ttsnn.accel_target.program import Program
+from ttsnn.accel_target.isa import NONE, Flag, Op
+from ttsnn.accel_target.program import Program, format_bits
 from ttsnn.accel_target.sim.cost import costs
 
 __all__ = ["orient"]
 
-_WORTH = 0.95  # a product that gains less lies as SCALE-Sim has it
+_WORTH = 0.95  # a product that gains less is not turned
 _READS = [event_index(f"{buffer}_read") for buffer in ("weight", "input", "output")]
 
 
 def orient(program: Program, arch: Architecture) -> Program:
     """The program with those products turned that then read fewer bytes.
 
-    A product that takes longer turned is turned only if it saves the larger share of its bytes.
+    Products of operands of a byte or less stay as SCALE-Sim has them. A product that takes longer
+    turned is turned only if it saves the larger share of its bytes.
 
     Args:
         program: without dependency bits.
         arch: the machine.
     """
     table = program.instructions
-    products = np.flatnonzero((table["op"] == Op.GEMM) | (table["op"] == Op.WGRAD))
+    bits = np.array(format_bits(arch))
+    first, second = (
+        bits[program.descriptors["format"][np.where(table[s] == NONE, 0, table[s])]]
+        for s in ("src0", "src1")
+    )
+    computes = (table["op"] == Op.GEMM) | (table["op"] == Op.WGRAD)
+    uneven = (first != second) & (np.maximum(first, second) > 8)
+    products = np.flatnonzero(computes & uneven)
     straight, turned = table[products], table[products]
     turned["flags"] |= int(Flag.TURNED)
     a, b = (costs(program.with_instructions(t), arch) for t in (straight, turned))
