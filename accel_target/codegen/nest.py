@@ -222,7 +222,7 @@ def ready_back(g: Geometry, have: int) -> int:
 
 def first_needed_back(g: Geometry, done: int) -> int:
     """First row of the output's gradient that input rows from ``done`` on read."""
-    return max(0, -((_extent(g)[1] - done) // g[0]))
+    return needed_rows(g, (done, done + 1), True)[0]
 
 
 def needed_rows(g: Geometry, rows: tuple[int, int], transpose: bool) -> tuple[int, int]:
@@ -232,7 +232,9 @@ def needed_rows(g: Geometry, rows: tuple[int, int], transpose: bool) -> tuple[in
         return max(0, rows[0] * g[0] + low), max(1, min(g[3], (rows[1] - 1) * g[0] + high + 1))
     first = max(0, -((high - rows[0]) // g[0]))
     last = min(g[5] - 1, (rows[1] - 1 - low) // g[0])
-    return min(first, g[5] - 1), max(last, min(first, g[5] - 1)) + 1
+    if last < first:  # none: the one before them, which is still there
+        first = last = max(0, last)
+    return first, last + 1
 
 
 Item = Value | Step | int

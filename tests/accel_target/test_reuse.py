@@ -133,3 +133,12 @@ def test_pointwise_results_take_over_tiles(
     monkeypatch.setattr(lower, "_in_place", lambda steps: None)
     off = compile_program(mod, dataclasses.replace(arch, description="another, to plan anew"))
     assert len(on) < len(off)
+
+
+def test_rows_that_no_gradient_reaches_read_none_that_is_to_come(networks: ModuleType) -> None:
+    """In buffers with room for one row: between two rows a stride apart there is nothing to read."""
+    mod = _step(networks, "htt", size=(4, 4), channels=(16, 16), rank=12)
+    arch = networks.small(load_architecture("sata"), 64)
+    want = networks.reference(mod, networks.values_of(mod))
+    for g, w in zip(_results(networks, mod, compile_program(mod, arch), arch), want, strict=True):
+        assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
