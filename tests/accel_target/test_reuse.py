@@ -136,7 +136,7 @@ def test_pointwise_results_take_over_tiles(
 
 
 def test_rows_that_no_gradient_reaches_read_none_that_is_to_come(networks: ModuleType) -> None:
-    """In buffers with room for one row: between two rows a stride apart there is nothing to read."""
+    """In buffers with room for one row: rows between two a stride apart have nothing to read."""
     mod = _step(networks, "htt", size=(4, 4), channels=(16, 16), rank=12)
     arch = networks.small(load_architecture("sata"), 64)
     want = networks.reference(mod, networks.values_of(mod))
