@@ -347,10 +347,11 @@ class _Nest:
                 step.time = True
             self.nest.steps.append(step)
         self.nest.steps = _sorted(self.nest.steps)
-        if self.single:
-            self._share()
-        if self.low.options.fusion:
-            _in_place(self.nest.steps)
+        if taste is None:  # where clusters work apart, who reads a tile says where it may lie
+            if self.single:
+                self._share()
+            if self.low.options.fusion:
+                _in_place(self.nest.steps)
         if taste is not None:
             spread(self.nest, self.b, taste)
             self.nest.steps = _sorted(self.nest.steps)

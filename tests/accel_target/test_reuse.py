@@ -142,3 +142,14 @@ def test_rows_that_no_gradient_reaches_read_none_that_is_to_come(networks: Modul
     want = networks.reference(mod, networks.values_of(mod))
     for g, w in zip(_results(networks, mod, compile_program(mod, arch), arch), want, strict=True):
         assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["ptt", "htt"])
+def test_clusters_that_work_apart_reach_what_they_read(networks: ModuleType, mode: str) -> None:
+    """Tiles are not shared there: a weight lies in the cluster that multiplies by it."""
+    mod, arch = _step(networks, mode, channels=(128, 128), rank=31), load_architecture("ttsnn4")
+    program = compile_program(mod, arch, Options(lockstep=False))
+    assert simulate(program, arch).macs > 0
+    want = networks.reference(mod, networks.values_of(mod))
+    for g, w in zip(_results(networks, mod, program, arch), want, strict=True):
+        assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
