@@ -100,3 +100,25 @@ def test_timesteps_of_an_image_that_is_read_whole_are_not_parted(networks: Modul
     got = _results(networks, mod, compile_program(mod, arch), arch)
     for g, w in zip(got, networks.reference(mod, networks.values_of(mod)), strict=True):
         assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
+
+
+def test_a_streamed_sum_that_an_earlier_nest_began_is_added_to(
+    networks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """htt's two kinds of steps in two nests, in buffers that hold no whole sum."""
+    found = set()
+    real = emit.plan_nest
+
+    def recorded(nest, arch, down):
+        plan = real(nest, arch, down)
+        found.update(p.name for _, p in plan.streams if p.sums and p.loads)
+        return plan
+
+    monkeypatch.setattr(emit, "plan_nest", recorded)
+    mod = networks.train_step(networks.network("htt", T=3, size=(4, 4), channels=(48, 48), rank=24))
+    arch = networks.small(load_architecture("sata"), 80)
+    program = compile_program(mod, arch, Options(norms=False))
+    assert {"conv2.wg1", "conv2.wg4"} <= found
+    want = networks.reference(mod, networks.values_of(mod))
+    for g, w in zip(_results(networks, mod, program, arch), want, strict=True):
+        assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
