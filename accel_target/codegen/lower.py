@@ -22,7 +22,8 @@ from ttsnn.accel_target.codegen.graph import (
 )
 from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, Value
 from ttsnn.accel_target.codegen.options import Options
-from ttsnn.accel_target.codegen.tiling import plan_nest, uses
+from ttsnn.accel_target.codegen.sharing import share_weights, take_over
+from ttsnn.accel_target.codegen.tiling import plan_nest
 from ttsnn.accel_target.isa import Format, Level, Op, Pool, UnitKind
 from ttsnn.accel_target.lockstep import can_lockstep
 from ttsnn.accel_target.program import DramTensor
@@ -347,29 +348,15 @@ class _Nest:
                 step.time = True
             self.nest.steps.append(step)
         self.nest.steps = _sorted(self.nest.steps)
-        if taste is None:  # where clusters work apart, who reads a tile says where it may lie
-            if self.single:
-                self._share()
-            if self.low.options.fusion:
-                _in_place(self.nest.steps)
-        if taste is not None:
+        if taste is not None:  # where clusters work apart, who reads a tile says where it may lie
             spread(self.nest, self.b, taste)
             self.nest.steps = _sorted(self.nest.steps)
+            return self.nest
+        if self.single:
+            share_weights(self.nest)
+        if self.low.options.fusion:
+            take_over(self.nest)
         return self.nest
-
-    def _share(self) -> None:
-        """Weights that are read as images too have one tile: that of the image."""
-        loaded = {v.load.tensor: v for v in self.values.values() if v.load is not None}
-        group = {id(v): s.group for s in self.nest.steps for v in s.ins}
-        for p, steps in uses(self.nest).items():
-            v = loaded.get(p.loads[0].tensor) if len(p.loads) == 1 else None
-            if (
-                v is not None
-                and v.grouped
-                and p.shape == (v.height, v.width, v.channels)
-                and all(s.group == group.get(id(v)) and axis == "c" for s, axis in steps)
-            ):
-                p.value = v
 
     @property
     def single(self) -> bool:
@@ -470,35 +457,6 @@ class _Nest:
             sum_row=n.row,
             flags=n.flags,
         )
-
-
-_POINTWISE = (Op.VEC, Op.BN_APPLY, Op.BN_GRAD, Op.LIFB)
-
-
-def _in_place(steps: list[Step]) -> None:
-    """A pointwise result takes over the tile of an operand that nothing reads any more."""
-    last: dict[int, Step] = {}
-    for s in steps:
-        for v in (*s.ins, *(t.x for t in s.terms)):
-            last[id(v)] = s
-    made = {id(v) for s in steps for v in s.outs}
-    for s in steps:
-        if s.op not in _POINTWISE or s.group is None or len(s.outs) != 1 or s.geometry is not None:
-            continue
-        (y,) = s.outs
-        for x in s.ins:
-            if (
-                last[id(x)] is s
-                and id(x) in made
-                and x.store is None
-                and x.grouped
-                and y.grouped
-                and x is not y
-                and (x.format, x.height, x.width, x.channels, x.frames)
-                == (y.format, y.height, y.width, y.channels, y.frames)
-            ):
-                y.over = x
-                break
 
 
 def _sorted(steps: list[Step]) -> list[Step]:

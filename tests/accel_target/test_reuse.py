@@ -130,7 +130,7 @@ def test_pointwise_results_take_over_tiles(
     want = networks.reference(mod, networks.values_of(mod))
     for g, w in zip(_results(networks, mod, on, arch), want, strict=True):
         assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
-    monkeypatch.setattr(lower, "_in_place", lambda steps: None)
+    monkeypatch.setattr(lower, "take_over", lambda nest: None)
     off = compile_program(mod, dataclasses.replace(arch, description="another, to plan anew"))
     assert len(on) < len(off)
 
