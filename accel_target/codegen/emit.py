@@ -8,7 +8,7 @@ from math import prod
 from ttsnn.accel_target.codegen.builder import Builder
 from ttsnn.accel_target.codegen.nest import Nest, Param, Part, Ref, Step, Term, Value, needed_rows
 from ttsnn.accel_target.codegen.tiling import Plan, plan_nest
-from ttsnn.accel_target.codegen.updates import Sum, emit_update
+from ttsnn.accel_target.codegen.updates import Sum, emit_update, last_visits
 from ttsnn.accel_target.isa import DRAM, NONE, Flag, Op, UnitKind
 
 __all__ = ["emit_nest"]
@@ -47,7 +47,7 @@ class _Emitter:
         self.touched: set[object] = set()  # sums that hold something
         self.loaded: set[Param] = set()
         self.visits: dict[tuple[Param, int], int] = {}
-        self.last_visit = self.last_visits()
+        self.last_visit = last_visits(nest, plan)
 
     # -- operands --
 
@@ -184,24 +184,6 @@ class _Emitter:
         w, c = (box, (0, p.shape[2])) if axis == "w" else ((0, p.shape[1]), box)
         total = Sum(p, place.size, place.at[self.turn[s, p] % 2], w, c)
         return self.update(total, self.plan.places)
-
-    def last_visits(self) -> dict[Param, int]:
-        """How often a block of a streamed sum is worked on, where all steps have equal blocks."""
-        nest, plan = self.nest, self.plan
-        again = nest.N * (nest.T // plan.frames)
-        out: dict[Param, int] = {}
-        blocks: dict[Param, set[tuple[int, bool]]] = {}
-        for s, p in plan.streams:
-            if not p.sums:
-                continue
-            count = sum(
-                i is s or (s.group is not None and i == s.group)
-                for strip in plan.flow.strips
-                for i, *_ in strip
-            )
-            out[p] = out.get(p, 0) + again * count
-            blocks.setdefault(p, set()).add((plan.streams[s, p], s.ins[0].grouped))
-        return {p: n for p, n in out.items() if len(blocks[p]) == 1}
 
     def item(self, item, rows: _Box) -> None:
         if isinstance(item, Value):

@@ -106,6 +106,15 @@ def partition(graph: Graph) -> list[Group]:
             default=-1,
         )
 
+    def put_off(k: int, at: int) -> None:
+        """Run a group's nodes at the beginning of a later one."""
+        groups[at].nodes[:0] = groups[k].nodes
+        groups[k].nodes = []
+        made.update({t: at for t, m in made.items() if m == k})
+        home.update({c: at for c, m in home.items() if m == k})
+        for t, spans in parts.items():
+            parts[t] = [(a, e, at if m == k else m) for a, e, m in spans]
+
     sources: dict[Tensor, Node] = {}
     for n in _numbers_first(graph.nodes):
         if _source(n, made, readers) or _spread_for(n, readers):
@@ -141,13 +150,8 @@ def partition(graph: Graph) -> list[Group]:
             if _joins(n, g, steps, count) and (g.maps_only or _follows(n, g, whole)):
                 at = images
                 for k in {made[i.tensor] for i in n.reads() if i.tensor in made} - {at}:
-                    if _can_wait(groups, k, at, n, graph):
-                        g.nodes[:0] = groups[k].nodes
-                        groups[k].nodes = []
-                        made |= {t: at for t, m in made.items() if m == k}
-                        home |= {c: at for c, m in home.items() if m == k}
-                        for t, spans in parts.items():
-                            parts[t] = [(a, e, at if m == k else m) for a, e, m in spans]
+                    if _can_wait(groups, k, at, graph):
+                        put_off(k, at)
         if at is not None and (images > at or _late(n, sources, made) >= at):
             at = None
         if at is None:
@@ -207,8 +211,8 @@ def _source(n: Node, made: dict[Tensor, int], readers: dict[Tensor, list[Node]])
     )
 
 
-def _can_wait(groups: list[Group], k: int, at: int, n: Map, graph: Graph) -> bool:
-    """Whether a group that ends in an operand of a node can run in the later group of another.
+def _can_wait(groups: list[Group], k: int, at: int, graph: Graph) -> bool:
+    """Whether group k can run as late as group ``at``.
 
     Two results are added so without either being in DRAM. It must have all timesteps of whole
     chains, and nothing between may read what it makes.

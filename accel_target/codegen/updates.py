@@ -16,9 +16,10 @@ from ttsnn.accel_target.codegen.fuse import Group
 from ttsnn.accel_target.codegen.graph import Map, Tensor, WGrad
 from ttsnn.accel_target.codegen.hazards import BLOCK
 from ttsnn.accel_target.codegen.nest import Nest, Param, Value
+from ttsnn.accel_target.codegen.tiling import Plan
 from ttsnn.accel_target.isa import NONE, Level, Op, UnitKind, memory_id
 
-__all__ = ["Sum", "Updates", "emit_update"]
+__all__ = ["Sum", "Updates", "emit_update", "last_visits"]
 
 _COPIES = 2  # a block is loaded while the one before it is worked on
 
@@ -75,6 +76,24 @@ def _follows(g: Group, grad: Tensor, made: dict[Tensor, int]) -> bool:
         if any(made.get(t, -1) > made[grad] for t in given):
             return False
     return True
+
+
+def last_visits(nest: Nest, plan: Plan) -> dict[Param, int]:
+    """How often a block of a streamed sum is worked on, where all steps have equal blocks."""
+    again = nest.N * (nest.T // plan.frames)
+    out: dict[Param, int] = {}
+    blocks: dict[Param, set[tuple[int, bool]]] = {}
+    for s, p in plan.streams:
+        if not p.sums:
+            continue
+        count = sum(
+            i is s or (s.group is not None and i == s.group)
+            for strip in plan.flow.strips
+            for i, *_ in strip
+        )
+        out[p] = out.get(p, 0) + again * count
+        blocks.setdefault(p, set()).add((plan.streams[s, p], s.ins[0].grouped))
+    return {p: n for p, n in out.items() if len(blocks[p]) == 1}
 
 
 class _Room:
