@@ -30,3 +30,9 @@ def closed_forms() -> ModuleType:
 def networks() -> ModuleType:
     """The module of small networks."""
     return _load("networks")
+
+
+@pytest.fixture(scope="session")
+def pytorch() -> ModuleType:
+    """The module that compares with PyTorch."""
+    return _load("pytorch")

@@ -10,11 +10,22 @@ import tvm
 from tvm import relax
 
 from ttsnn.accel_target.arch import Architecture
+from ttsnn.accel_target.program import Program
+from ttsnn.accel_target.sim.execute import execute
 from ttsnn.ops import lif, tt_conv2d
 from ttsnn.passes.training import SGD, CrossEntropy, build_train_step
 from ttsnn.program import make_program, num_inputs, params_of
 
-__all__ = ["convolution", "network", "reference", "small", "train_step", "values_of"]
+__all__ = [
+    "check",
+    "convolution",
+    "network",
+    "reference",
+    "results",
+    "small",
+    "train_step",
+    "values_of",
+]
 
 
 class _Net:
@@ -198,6 +209,18 @@ def reference(mod: tvm.IRModule, values: dict) -> list[np.ndarray]:
     vm = relax.VirtualMachine(relax.build(mod.without_attr("ttsnn.params"), "llvm"), tvm.cpu())
     out = vm["main"](*[tvm.runtime.tensor(np.asarray(v, order="C")) for v in values.values()])
     return [o.numpy() for o in out] if not hasattr(out, "numpy") else [out.numpy()]
+
+
+def results(program: Program, arch: Architecture, values: dict) -> list[np.ndarray]:
+    """Results by the accelerator in float64, in the order of ``main``'s."""
+    outputs, _ = execute(program, arch, values, dtype="float64")
+    return [v for _, v in sorted(outputs.items(), key=lambda kv: int(kv[0].partition(":")[0]))]
+
+
+def check(got: list[np.ndarray], want: list[np.ndarray]) -> None:
+    """As many results, each within 1e-11 of its largest element."""
+    for g, w in zip(got, want, strict=True):
+        assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
 
 
 def small(arch: Architecture, share: int) -> Architecture:

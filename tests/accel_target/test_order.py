@@ -51,10 +51,7 @@ def check(mode: str, T: int, N: int, name: str, **options: bool) -> None:
     arch = load_architecture(name)
     program = compile_program(mod, arch, Options(**options))
     assert verify_order(program, arch) > 100
-    outputs, _ = execute(program, arch, values, dtype="float64")
-    got = [v for _, v in sorted(outputs.items(), key=lambda kv: int(kv[0].partition(":")[0]))]
-    for g, w in zip(got, want, strict=True):
-        assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
+    networks.check(networks.results(program, arch, values), want)
 
 
 @pytest.mark.parametrize(

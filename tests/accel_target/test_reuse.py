@@ -14,7 +14,6 @@ from ttsnn.accel_target.codegen.generate import compile_program
 from ttsnn.accel_target.codegen.options import Options
 from ttsnn.accel_target.isa import DRAM, NONE, Flag, Op
 from ttsnn.accel_target.program import Program
-from ttsnn.accel_target.sim.execute import execute
 from ttsnn.accel_target.simulate import simulate
 
 READS = ("weight_read", "input_read", "output_read")
@@ -26,8 +25,7 @@ def _step(networks: ModuleType, mode: str = "ptt", **sizes):
 
 
 def _results(networks: ModuleType, mod, program: Program, arch) -> list[np.ndarray]:
-    outputs, _ = execute(program, arch, networks.values_of(mod), dtype="float64")
-    return [v for _, v in sorted(outputs.items(), key=lambda kv: int(kv[0].partition(":")[0]))]
+    return networks.results(program, arch, networks.values_of(mod))
 
 
 def _moved(program: Program, name: str, role: str | None = None) -> float:
@@ -128,8 +126,7 @@ def test_pointwise_results_take_over_tiles(
     ]
     assert over
     want = networks.reference(mod, networks.values_of(mod))
-    for g, w in zip(_results(networks, mod, on, arch), want, strict=True):
-        assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
+    networks.check(_results(networks, mod, on, arch), want)
     monkeypatch.setattr(lower, "take_over", lambda nest: None)
     off = compile_program(mod, dataclasses.replace(arch, description="another, to plan anew"))
     assert len(on) < len(off)
@@ -140,8 +137,7 @@ def test_rows_that_no_gradient_reaches_read_none_that_is_to_come(networks: Modul
     mod = _step(networks, "htt", size=(4, 4), channels=(16, 16), rank=12)
     arch = networks.small(load_architecture("sata"), 64)
     want = networks.reference(mod, networks.values_of(mod))
-    for g, w in zip(_results(networks, mod, compile_program(mod, arch), arch), want, strict=True):
-        assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
+    networks.check(_results(networks, mod, compile_program(mod, arch), arch), want)
 
 
 @pytest.mark.parametrize("mode", ["ptt", "htt"])
@@ -151,5 +147,4 @@ def test_clusters_that_work_apart_reach_what_they_read(networks: ModuleType, mod
     program = compile_program(mod, arch, Options(lockstep=False))
     assert simulate(program, arch).macs > 0
     want = networks.reference(mod, networks.values_of(mod))
-    for g, w in zip(_results(networks, mod, program, arch), want, strict=True):
-        assert np.abs(g - w).max() <= 1e-11 * max(np.abs(w).max(), 1e-12)
+    networks.check(_results(networks, mod, program, arch), want)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttsnn.accel_target.arch import load_architecture
-from ttsnn.accel_target.codegen.generate import compile_program
-from ttsnn.accel_target.sim.verify import verify_order
-from ttsnn.accel_target.simulate import simulate
-from ttsnn.accel_target.target import inference_passes
 from ttsnn.models.lif import LIF
 from ttsnn.models.time_axis import SpikingNetwork
-from ttsnn.passes.training import SGD, CrossEntropy, Manifest, build_train_step
-from ttsnn.program import params_of
 from ttsnn.runtime.training.network import Network, network_of
 
 SIZE = (5, 4)
@@ -64,48 +56,17 @@ TIMES = [(3, 2, False), (1, 2, False), (3, 1, True)]
 
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize(("T", "N", "static"), TIMES)
-def test_inference_is_that_of_pytorch(readout: str, T: int, N: int, static: bool) -> None:
-    network, x = _network(readout, T, N, static)
-    mod = network.program(x)
-    for step in inference_passes():
-        mod = step(mod)
-    arch = load_architecture("sata")
-    program = compile_program(mod, arch)
-    verify_order(program, arch)
-    values = {mod["main"].params[0].name: x.numpy(), **params_of(mod)}
-    (got,) = simulate(program, arch, values=values, dtype="float64").outputs.values()
-    with torch.no_grad():
-        want = network.module.eval()(x).numpy()
-    assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
+def test_inference_is_that_of_pytorch(
+    pytorch: ModuleType, readout: str, T: int, N: int, static: bool
+) -> None:
+    pytorch.check_inference(*_network(readout, T, N, static), load_architecture("sata"))
 
 
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize(("T", "N", "static"), TIMES)
-def test_a_training_step_is_that_of_pytorch(readout: str, T: int, N: int, static: bool) -> None:
+def test_a_training_step_is_that_of_pytorch(
+    pytorch: ModuleType, readout: str, T: int, N: int, static: bool
+) -> None:
     """New weights and biases too: the logits' gradient stands for all timesteps."""
-    network, x = _network(readout, T, N, static)
     label = torch.tensor([3, 1][:N])
-    mod = build_train_step(network.program(x), CrossEntropy(), SGD(momentum=0.9), hoist=False)
-    arch = load_architecture("ttsnn4")
-    program = compile_program(mod, arch)
-    verify_order(program, arch)
-    given = {"labels": label.numpy(), "lr": np.float64(0.1)}
-    values = {mod["main"].params[0].name: x.numpy(), **given, **params_of(mod)}
-    result = simulate(program, arch, values=values, dtype="float64")
-    module = copy.deepcopy(network.module).train()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    loss = F.cross_entropy(module(x), label)
-    loss.backward()
-    optimizer.step()
-    want = {k: v.numpy() for k, v in module.state_dict().items()}
-    slots = Manifest.of(mod).functions["main"].results
-    seen = 0
-    for name, got in result.outputs.items():
-        slot = slots[int(name.partition(":")[0])]
-        if slot.role in ("param", "buffer"):
-            seen += 1
-            scale = max(np.abs(want[slot.name]).max(), 1e-12)
-            assert np.abs(got - want[slot.name]).max() <= 1e-11 * scale, slot.name
-        elif slot.role == "loss":
-            assert float(got) == pytest.approx(float(loss.detach()), rel=1e-12)
-    assert seen == len([n for n in want if not n.endswith("num_batches_tracked")])
+    pytorch.check_step(*_network(readout, T, N, static), label, load_architecture("ttsnn4"))

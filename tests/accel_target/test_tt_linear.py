@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from tvm import relax
 
 from ttsnn import models
-from ttsnn.accel_target.arch import Architecture, load_architecture
+from ttsnn.accel_target.arch import load_architecture
 from ttsnn.accel_target.codegen.builder import Builder
 from ttsnn.accel_target.codegen.generate import compile_program
 from ttsnn.accel_target.codegen.options import Options
-from ttsnn.accel_target.container import pack, unpack
 from ttsnn.accel_target.events import SimulationResult, event_index
 from ttsnn.accel_target.isa import DRAM, Flag, Format, Op, Pool
 from ttsnn.accel_target.program import format_bits
 from ttsnn.accel_target.sim.convolution import pool, pool_back
 from ttsnn.accel_target.sim.cost import costs
 from ttsnn.accel_target.sim.memory import Box, Memory
-from ttsnn.accel_target.sim.verify import verify_order
 from ttsnn.accel_target.simulate import simulate
-from ttsnn.accel_target.target import inference_passes
 from ttsnn.errors import TargetError
 from ttsnn.models.vgg import SpikingMLP, SpikingVGG
 from ttsnn.ops import tt_linear
-from ttsnn.passes.training import SGD, CrossEntropy, Manifest, build_train_step
+from ttsnn.passes.training import SGD, CrossEntropy, build_train_step
 from ttsnn.plans import TTLayer, TTPlan
 from ttsnn.program import make_program, params_of
 from ttsnn.runtime.training.network import Network, network_of
@@ -72,65 +67,7 @@ def _network(kind: str, T: int, N: int) -> tuple[Network, torch.Tensor]:
     return network_of(net, x, dtype="float64"), x
 
 
-def _check_inference(kind: str, T: int, N: int, arch: Architecture, options: Options) -> None:
-    network, x = _network(kind, T, N)
-    mod = network.program(x)
-    for step in inference_passes():
-        mod = step(mod)
-    program = unpack(pack(compile_program(mod, arch, options)))
-    verify_order(program, arch)
-    values = {mod["main"].params[0].name: x.numpy(), **params_of(mod)}
-    result = simulate(program, arch, values=values, dtype="float64")
-    with torch.no_grad():
-        want = network.module.eval()(x).numpy()
-    (got,) = result.outputs.values()
-    assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
-    assert all(0 < d < 1 for d in result.density.values())
-
-
-def _check_step(kind: str, T: int, N: int, arch: Architecture, options: Options) -> None:
-    """New cores, momenta and statistics, and the loss."""
-    network, x = _network(kind, T, N)
-    label = torch.tensor([3, 1, 2][:N])
-    mod = build_train_step(network.program(x), CrossEntropy(), SGD(momentum=0.9), hoist=False)
-    program = compile_program(mod, arch, options)
-    verify_order(program, arch)
-    rng = np.random.default_rng(0)
-    values = {
-        mod["main"].params[0].name: x.numpy(),
-        "labels": label.numpy(),
-        "lr": np.float64(0.1),
-        **params_of(mod),
-    }
-    for name in [n for n in values if n.endswith("momentum_buffer")]:
-        values[name] = rng.normal(size=values[name].shape) * 0.01
-    result = simulate(program, arch, values=values, dtype="float64")
-    module = copy.deepcopy(network.module).train()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    for name, p in module.named_parameters():
-        momentum = torch.tensor(values[f"{name}.momentum_buffer"])
-        optimizer.state[p]["momentum_buffer"] = momentum
-    loss = F.cross_entropy(module(x), label)
-    loss.backward()
-    optimizer.step()
-    want = {k: v.numpy() for k, v in module.state_dict().items()}
-    want |= {
-        f"{name}.momentum_buffer": optimizer.state[p]["momentum_buffer"].numpy()
-        for name, p in module.named_parameters()
-    }
-    slots = Manifest.of(mod).functions["main"].results
-    seen = set()
-    for name, got in result.outputs.items():
-        slot = slots[int(name.partition(":")[0])]
-        if slot.role in ("param", "buffer", "optimizer"):
-            seen.add(slot.name)
-            scale = max(np.abs(want[slot.name]).max(), 1e-12)
-            assert np.abs(got - want[slot.name]).max() <= 1e-11 * scale, slot.name
-        elif slot.role == "loss":
-            assert float(got) == pytest.approx(float(loss.detach()), rel=1e-12)
-    assert seen == {n for n in want if not n.endswith("num_batches_tracked")}
-
-
+LABELS = torch.tensor([3, 1, 2])
 CASES = [
     ("mlp", 3, 2, "ttsnn4", 1),
     ("mlp", 1, 2, "sata", 1),
@@ -142,22 +79,25 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "T", "N", "name", "share"), CASES)
 def test_inference_is_that_of_pytorch(
-    networks: ModuleType, kind: str, T: int, N: int, name: str, share: int
+    networks: ModuleType, pytorch: ModuleType, kind: str, T: int, N: int, name: str, share: int
 ) -> None:
     arch = networks.small(load_architecture(name), share)
-    _check_inference(kind, T, N, arch, Options())
+    _, result = pytorch.check_inference(*_network(kind, T, N), arch)
+    assert all(0 < d < 1 for d in result.density.values())
 
 
 @pytest.mark.parametrize(("kind", "T", "N", "name", "share"), CASES)
 def test_a_training_step_is_that_of_pytorch(
-    networks: ModuleType, kind: str, T: int, N: int, name: str, share: int
+    networks: ModuleType, pytorch: ModuleType, kind: str, T: int, N: int, name: str, share: int
 ) -> None:
-    _check_step(kind, T, N, networks.small(load_architecture(name), share), Options())
+    arch = networks.small(load_architecture(name), share)
+    pytorch.check_step(*_network(kind, T, N), LABELS[:N], arch)
 
 
 @pytest.mark.parametrize("off", ["fusion", "recompute", "neurons", "updates", "lockstep"])
-def test_ideas_can_be_switched_off(off: str) -> None:
-    _check_step("vgg", 2, 1, load_architecture("ttsnn4"), Options(**{off: False}))
+def test_ideas_can_be_switched_off(pytorch: ModuleType, off: str) -> None:
+    options = Options(**{off: False})
+    pytorch.check_step(*_network("vgg", 2, 1), LABELS[:1], load_architecture("ttsnn4"), options)
 
 
 def _linear(out: tuple, into: tuple, ranks: tuple, T: int = 3, N: int = 2):
