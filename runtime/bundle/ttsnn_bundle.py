@@ -17,41 +17,65 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
 
-__all__ = ["check", "load", "names"]
+__all__ = ["check", "load", "names", "prepare"]
 
 
-def _prepare() -> dict[str, Any]:
-    """Find the bundled libraries; what is wrong with this Python is said at once."""
-    bundle = json.loads((HERE / "bundle.json").read_text())
+def prepare() -> dict[str, Any]:
+    """Find the bundled libraries; what is wrong with this Python or this folder is said at once.
+
+    Returns:
+        What ``bundle.json`` says.
+    """
+    try:
+        bundle = json.loads((HERE / "bundle.json").read_text())
+        versions, sizes, _ = bundle["python"], bundle["files"], bundle["nets"]
+    except (OSError, ValueError, KeyError) as error:
+        _refuse(f"{HERE / 'bundle.json'}: missing or damaged ({error}); copy the bundle again")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if version not in bundle["python"]:
-        raise SystemExit(
-            f"this bundle is for Python {' and '.join(bundle['python'])}, not {version}; "
+    if version not in versions:
+        _refuse(
+            f"this bundle is for Python {' and '.join(versions)}, not {version}; "
             f"export it with --python {version}"
         )
+    for name, size in sizes.items():  # a library that ends early would end the process
+        file = HERE / name
+        if not file.is_file() or file.stat().st_size != size:
+            _refuse(f"{file}: missing or damaged (not {size} bytes); copy the bundle again")
     try:
         import numpy  # noqa: F401
     except ImportError:
-        raise SystemExit("this bundle needs NumPy: pip install numpy") from None
+        _refuse("this bundle needs NumPy: pip install numpy")
     os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
     folder = str(HERE / "lib")
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    try:
+        import tvm.runtime.vm  # noqa: F401
+
+        import ttsnn.errors  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        _refuse(f"{folder}: cannot be loaded ({error}); copy the bundle again")
     return bundle
+
+
+def _refuse(message: str) -> NoReturn:
+    """End with the exit code of a mistake that the caller can mend."""
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
 
 
 def names() -> list[str]:
     """Names of the networks."""
-    return list(_prepare()["nets"])
+    return list(prepare()["nets"])
 
 
 def load(name: str) -> Any:
     """A network: ``net(x)``; of a training step: ``step(x, labels, lr)``."""
-    entry = _prepare()["nets"][name]
+    entry = prepare()["nets"][name]
     path = HERE / "nets" / f"{name}.ttsnn"
     if entry["kind"] == "step":
         from ttsnn.runtime.step_file import load_step
@@ -69,11 +93,18 @@ def check(name: str) -> dict[str, Any]:
         ``max_rel_error``: max |result − stored| / max |stored|, the largest of the results;
         ``tolerance``, ``ok``; ``load_s``, ``call_ms`` (once all has run).
     """
-    entry = _prepare()["nets"][name]
+    entry = prepare()["nets"][name]
     import numpy as np
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    stored = load_file(HERE / "nets" / f"{name}.check.safetensors")
+    from ttsnn.errors import ArtifactError
+
+    path = HERE / "nets" / f"{name}.check.safetensors"
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: missing or damaged ({error}); copy it again") from None
     inputs = [stored[k] for k in sorted(k for k in stored if k.startswith("in."))]
     wanted = [stored[k] for k in sorted(k for k in stored if k.startswith("out."))]
     start = time.perf_counter()
@@ -96,8 +127,8 @@ def check(name: str) -> dict[str, Any]:
     errors = []
     for got, want in zip(found, wanted):
         difference = np.abs(np.asarray(got, np.float64) - want)
-        error = float(difference.max() / max(float(np.abs(want).max()), 1e-30))
-        errors.append(error if np.isfinite(error) else float("inf"))
+        relative = float(difference.max() / max(float(np.abs(want).max()), 1e-30))
+        errors.append(relative if np.isfinite(relative) else float("inf"))
     worst = max(errors)
     return {
         "name": name,
@@ -111,7 +142,7 @@ def check(name: str) -> dict[str, Any]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Check, print, and return 0 where all is well."""
+    """Check, print, and return 0 where all is well, 1 for wrong results, 2 for errors."""
     parser = argparse.ArgumentParser(description="Check the networks of this bundle.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="which (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -130,7 +161,7 @@ def main(words: list[str] | None = None) -> int:
         except TTSNNError as error:
             result = {"name": name, "ok": False, "error": str(error)}
         results.append(result)
-        status = status or int(not result["ok"])
+        status = max(status, 2 if "error" in result else int(not result["ok"]))
         if not args.json:
             if "error" in result:
                 print(f"{name}: {result['error']}")

@@ -120,10 +120,17 @@ def _fill(
     shutil.copyfile(_HERE / _LOADER, place / _LOADER)
     for path in extra:
         if path.is_dir():
-            shutil.copytree(path, place / path.name)
+            unwanted = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree(path, place / path.name, ignore=unwanted)
         else:
             shutil.copyfile(path, place / path.name)
-    data = {"format": 1, "python": versions, "nets": entries}
+    sizes = {
+        str(file.relative_to(place)): file.stat().st_size
+        for part in (library, place / "nets")
+        for file in sorted(part.rglob("*"))
+        if file.is_file()
+    }
+    data = {"format": 1, "python": versions, "nets": entries, "files": sizes}
     (place / "bundle.json").write_text(json.dumps(data, indent=1) + "\n")
 
 

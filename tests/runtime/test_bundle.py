@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import json
+import shutil
 import subprocess
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from safetensors.numpy import load_file
 
 import ttsnn
 from ttsnn import models
+from ttsnn.artifact import read_artifact, write_artifact
 from ttsnn.cli import main
 from ttsnn.cuda.toolkit import find_nvcc
 from ttsnn.errors import ArtifactError
@@ -96,8 +100,49 @@ def test_other_python_versions_and_names(python: Path, bundle: Path, tmp_path: P
     (tmp_path / "bundle.json").write_text(json.dumps({**data, "python": ["3.2"]}))
     (tmp_path / "ttsnn_bundle.py").write_text((bundle / "ttsnn_bundle.py").read_text())
     result = run(python, tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "this bundle is for Python 3.2, not" in result.stderr
+    (tmp_path / "bundle.json").write_text("{")
+    assert "bundle.json: missing or damaged" in refusal(run(python, tmp_path))
+
+
+def refusal(result: subprocess.CompletedProcess) -> str:
+    """The one line that it says before it ends with 2."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = (result.stdout + result.stderr).splitlines()
+    return line
+
+
+@pytest.mark.parametrize("part", ["lib/tvm/lib/libtvm_runtime.so", "nets/cpu.ttsnn"])
+def test_files_that_end_early(python: Path, bundle: Path, tmp_path: Path, part: str) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "b"))
+    data = (copy / part).read_bytes()
+    (copy / part).write_bytes(data[:-1000])
+    assert f"{part}: missing or damaged" in refusal(run(python, copy, "cpu"))
+    (copy / part).unlink()
+    assert f"{part}: missing or damaged" in refusal(run(python, copy, "cpu"))
+
+
+def test_files_that_changed(python: Path, bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "b"))
+    for name in ("cpu.ttsnn", "step.check.safetensors"):
+        size = (copy / "nets" / name).stat().st_size
+        (copy / "nets" / name).write_bytes(bytes(size))
+        line = refusal(run(python, copy, name.partition(".")[0]))
+        assert f"{name}: " in line
+        assert "damaged" in line
+
+
+def test_no_driver(python: Path, bundle: Path, tmp_path: Path) -> None:
+    if ctypes.util.find_library("cuda"):
+        pytest.skip("there is a driver")
+    artifact = read_artifact(bundle / "nets" / "cpu.ttsnn")
+    target = {**artifact.manifest.target, "name": "cuda", "archs": ["sm_90"]}
+    manifest = replace(artifact.manifest, target=target)
+    path = tmp_path / "cuda.ttsnn"
+    write_artifact(path, manifest, artifact.params, artifact.library)
+    write_bundle(tmp_path / "c", {"net": BundledNet(path, [], [], 1.0)})
+    assert "no NVIDIA driver (libcuda.so.1)" in refusal(run(python, tmp_path / "c"))
 
 
 def test_steps_go_on_from_each_other(step_file) -> None:

@@ -1,0 +1,142 @@
+"""Whether the compiled program computes what PyTorch computes.
+
+Inference: logits, and at small batches the spikes of every neuron, by a second artifact that
+returns them. Training: loss and logits of two updates; the second come after an update, so a wrong
+gradient shows in them. What is expected was computed by PyTorch on the CPU where the case was
+compiled, in float32; for training steps that are too large for that, on the GPU here.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpu.cases import LR, MOMENTUM, Case, twin
+from gpu.contenders import Setting
+
+UPDATES = 2
+TOLERANCE = 2e-2
+"""Of max |ours − expected| / max |expected|: a flipped spike changes logits by about this much."""
+FLIPS = 1e-3
+"""Of all places, that may flip where sums are rounded otherwise."""
+JUDGED = ("fp32",)  # in others operands are rounded on purpose: errors are told, not judged
+
+
+def expected(
+    case: Case, model: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor, *, spikes: bool
+) -> dict[str, np.ndarray]:
+    """What PyTorch computes, in float32; spikes as bits."""
+    from ttsnn.models import set_time_execution, spikes_of
+
+    model = set_time_execution(copy.deepcopy(model), "folded")
+    if case.phase == "inference":
+        logits, layers = spikes_of(model.eval(), x)
+        out = {"out.000": logits.float().cpu().numpy()}
+        if spikes:
+            for i, (_, fired) in enumerate(layers):
+                out[f"spikes.{i:03}"] = np.packbits(fired.cpu().numpy() != 0)
+        return out
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM)
+    out = {}
+    for i in range(UPDATES):
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(x)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        for k, value in enumerate((loss, logits)):
+            out[f"out.{2 * i + k:03}"] = value.detach().float().cpu().numpy()
+    return out
+
+
+def check(setting: Setting) -> dict[str, Any]:
+    """Run the compiled program and compare.
+
+    Returns:
+        ``max_rel_error``, ``flipped_spikes`` of ``spike_places`` (where they are recorded),
+        ``other_top1`` of ``samples`` (inference), ``against``, ``ok`` (None where not judged).
+    """
+    case, folder = setting.case, setting.folder
+    stored = case.file(folder, "check.safetensors")
+    if stored.exists():
+        from safetensors.numpy import load_file
+
+        want, against = load_file(stored), "stored"
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        model = twin(case, setting.plan, folder).to(setting.device)
+        want = expected(case, model, setting.x, setting.labels, spikes=False)
+        against = "PyTorch here"
+        del model
+    got, spikes = _computed(setting)
+    outputs = [want[k] for k in sorted(want) if k.startswith("out.")]
+    error = max(_error(a, b) for a, b in zip(got, outputs, strict=True))
+    found: dict[str, Any] = {"against": against, "max_rel_error": error}
+    ok = error <= TOLERANCE
+    if case.phase == "inference":
+        found |= {"samples": case.batch, "other_top1": _other_top1(got[0], outputs[0])}
+    if spikes:
+        wanted = [want[k] for k in sorted(want) if k.startswith("spikes.")]
+        flipped = sum(_flips(a, b) for a, b in zip(spikes, wanted, strict=True))
+        places = sum(a.size for a in spikes)
+        found |= {"flipped_spikes": flipped, "spike_places": places}
+        ok = ok and flipped <= FLIPS * places
+    return found | {"ok": ok if case.precision in JUDGED else None}
+
+
+def _computed(setting: Setting) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Results of the compiled program, and spikes where they are recorded."""
+    from ttsnn.runtime.net import load
+    from ttsnn.runtime.step_file import load_step
+
+    case, folder = setting.case, setting.folder
+    if case.phase == "train":
+        step = load_step(case.file(folder, "ttsnn"))
+        told = [step(setting.x, setting.labels, LR) for _ in range(UPDATES)]
+        return [_array(v) for pair in told for v in pair], []
+    net = load(case.file(folder, "ttsnn"))
+    net(setting.x)  # with graph=on the first call captures, the second replays
+    logits = [_array(net(setting.x))]
+    recording = case.file(folder, "spikes.ttsnn")
+    if not recording.exists():
+        return logits, []
+    net = load(recording)
+    results = dict(zip((s.name for s in net.outputs), net(setting.x), strict=True))
+    return logits, [_array(results[name]) != 0 for name in net.manifest.spikes]
+
+
+def _array(value: torch.Tensor) -> np.ndarray:
+    return value.detach().float().cpu().numpy()
+
+
+def _error(got: np.ndarray, want: np.ndarray) -> float:
+    difference = float(np.abs(got - want).max())
+    scaled = difference / max(float(np.abs(want).max()), 1e-30)
+    return scaled if np.isfinite(scaled) else float("inf")
+
+
+def _flips(fired: np.ndarray, bits: np.ndarray) -> int:
+    return int(np.unpackbits(np.packbits(fired) ^ bits).sum())
+
+
+def _other_top1(got: np.ndarray, want: np.ndarray) -> int:
+    """Samples whose largest logit is another one."""
+    return int((got.argmax(-1) != want.argmax(-1)).sum())
+
+
+def text(found: dict[str, Any]) -> str:
+    """For a line of output."""
+    if "error" in found:
+        return f"not compared: {found['error']}"
+    parts = []
+    if "flipped_spikes" in found:
+        parts.append(f"{found['flipped_spikes']} of {found['spike_places']} spikes flipped")
+    parts.append(f"max rel error {found['max_rel_error']:.1e}")
+    if found.get("other_top1"):
+        parts.append(f"other top-1 in {found['other_top1']} of {found['samples']}")
+    verdict = {True: "right", False: "WRONG", None: "not judged"}[found["ok"]]
+    return f"{verdict} ({', '.join(parts)}; {found['against']})"
