@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 
 from ttsnn.passes import pipelines
+from ttsnn.passes.cuda.horizontal_fusion import HorizontalFusion
 from ttsnn.passes.cuda.rules import RULES
 from ttsnn.passes.cuda.training.pool_grad import max_pool2d_backward
 from ttsnn.passes.cuda.training.to_kernels import ToCudaTrainingKernels
@@ -30,4 +31,6 @@ def training_passes(
             functions, {"relax.grad.max_pool2d_backward": max_pool2d_backward}
         ),
         ScheduleKernels(RULES, target),
+        # after schedules: launches are put side by side, not loops
+        HorizontalFusion(functions),
     ]
