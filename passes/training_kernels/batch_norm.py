@@ -6,9 +6,11 @@ is the channel's first value, so that a mean far from zero cancels nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm import tirx
 from tvm.ir import Expr
-from tvm.tirx import PrimFunc
+from tvm.tirx import PrimFunc, Var
 
 from ttsnn.passes.tir.body import as_vector, load, splat, vector
 from ttsnn.passes.training_kernels.arrays import WIDE, Arrays
@@ -20,6 +22,7 @@ __all__ = [
     "batch_norm_dx",
     "batch_norm_stats",
     "batch_norm_sums",
+    "input_grad",
 ]
 
 
@@ -131,11 +134,25 @@ class InputGrad:
 
     def __call__(self, at: Expr, c: Expr, lanes: int) -> Expr:
         """For ``lanes`` elements from ``at`` on, which belong to channels ``c …``."""
-        per = splat(1.0 / self.a.pixels, self.a.dtype, lanes)
-        g, m, r, to_g, to_b = (load(v, vector(c, lanes)) for v in self.channels)
-        r = self.a.b.bind(r, "r")
-        hat = (load(self.x, vector(at, lanes)) - m) * r
-        return g * r * (load(self.dy, vector(at, lanes)) - to_b * per - hat * (to_g * per))
+        x, dy = load(self.x, vector(at, lanes)), load(self.dy, vector(at, lanes))
+        return input_grad(self.a, x, dy, self.channels, c, lanes)
+
+
+def input_grad(a: Arrays, x: Expr, dy: Expr, channels: Sequence[Var], c: Expr, lanes: int) -> Expr:
+    """The gradient to a batch norm's input.
+
+    Args:
+        a: arrays of all timesteps that the batch norm took its statistics of.
+        x, dy: input, and gradient of the result, of ``lanes`` elements.
+        channels: (gamma, mean, rstd, dgamma, dbeta).
+        c: channel of the first element.
+        lanes: how many.
+    """
+    per = splat(1.0 / (a.steps * a.pixels), a.dtype, lanes)
+    g, m, r, to_g, to_b = (load(v, vector(c, lanes)) for v in channels)
+    r = a.b.bind(r, "r")
+    hat = (x - m) * r
+    return g * r * (dy - to_b * per - hat * (to_g * per))
 
 
 def batch_norm_dx(a: Arrays) -> PrimFunc:

@@ -36,6 +36,10 @@ class TrainingKernels(ABC):
         bb: where calls and kernels go.
     """
 
+    recomputes_neurons = False
+    """Whether a neuron's gradient is computed a second time rather than stored and read again,
+    where only the batch norm before the neuron wants it."""
+
     def __init__(self, bb: relax.BlockBuilder) -> None:
         self.bb = bb
         self._made: dict[tuple, tvm.ir.GlobalVar] = {}
@@ -186,9 +190,10 @@ class TrainingKernels(ABC):
         )
 
     def lif_backward(self, neuron: TrainedNeuron, args: Sequence[relax.Expr]) -> list[relax.Var]:
-        """(dx[, dv0][, dgamma, dbeta]) of :func:`lif_train_backward`."""
+        """([dx][, dv0][, dgamma, dbeta]) of :func:`lif_train_backward`."""
         shape, dtype = _shape(args[0]), dtype_of(args[0])
-        shapes = [shape, *([_state(shape, neuron)] if neuron.dv0 else [])]
+        shapes = [shape] if neuron.dx else []
+        shapes += [_state(shape, neuron)] if neuron.dv0 else []
         shapes += [shape[-1:]] * (2 if neuron.sums else 0)
         return self.call(
             ("lif_backward", neuron, shape, dtype),

@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 
 from ttsnn.errors import PassError
-from ttsnn.passes.rewriter import bindings_of
+from ttsnn.passes.rewriter import bindings_of, use_counts
 from ttsnn.passes.shapes import dims, known_dims
 from ttsnn.passes.static_values import op_name
 from ttsnn.passes.training_kernels.images import BatchNormGrad, Image, Lazy, Normalised
@@ -27,6 +27,7 @@ class Converter:
 
     Attributes:
         bound: variable → expression of the original function.
+        uses: how often each variable of the original function is read.
         items: results of operators that have several.
         item_reads: (variable, index) of the results that something reads.
         lazy: values that their readers compute, until ``images`` has them.
@@ -38,6 +39,7 @@ class Converter:
         # a TrainingKernels; targets have one with more
         self.bb, self.k, self.func = bb, kernels, func
         self.bound = bindings_of(func)
+        self.uses = use_counts(func)
         self.args = {p: relax.Var(p.name, p.ty) for p in func.params}
         self.plain: dict[relax.Var, relax.Expr] = dict(self.args)
         self.images: dict[relax.Var, Image] = {}
@@ -232,6 +234,8 @@ class Converter:
         if value.key not in self.made:
             if isinstance(value, Normalised):
                 made = self.k.batch_norm_apply(value.x.expr, value.channel, value.side)
+            elif isinstance(value, BatchNormGrad) and value.neuron is not None:
+                made = self.k.lif_backward(value.neuron, value.args)[0]
             elif isinstance(value, BatchNormGrad):
                 made = self.k.batch_norm_dx(value.x.expr, value.args)
             else:

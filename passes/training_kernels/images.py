@@ -97,16 +97,19 @@ class BatchNormGrad:
 
     Attributes:
         x: the batch norm's input.
-        args: (gamma, mean, 1/σ, dy, dgamma, dbeta), dy being an image.
+        args: (gamma, mean, 1/σ, dy, dgamma, dbeta), dy being an image; with ``neuron`` those of
+            the neuron's kernel.
+        neuron: the kernel of the neuron behind the batch norm, if that computes it.
     """
 
     x: Image
     args: tuple[relax.Expr, ...]
+    neuron: TrainedNeuron | None = None
 
     @property
     def key(self) -> tuple:
         """Equal for equal values, whatever their leading sizes."""
-        return ("batch_norm_grad", self.x.expr, self.args)
+        return ("batch_norm_grad", self.x.expr, self.args, self.neuron)
 
 
 Lazy = Normalised | NeuronGrad | BatchNormGrad

@@ -9,12 +9,12 @@ while the values are there.
 from __future__ import annotations
 
 from tvm.ir import Expr
-from tvm.tirx import PrimFunc
+from tvm.tirx import PrimFunc, Var
 
 from ttsnn.ops.legalize_lif import NeuronEquations
 from ttsnn.passes.tir.body import load, splat, vector
 from ttsnn.passes.training_kernels.arrays import WIDE, Arrays
-from ttsnn.passes.training_kernels.batch_norm import Normaliser
+from ttsnn.passes.training_kernels.batch_norm import Normaliser, input_grad
 from ttsnn.passes.training_kernels.lif_forward import TrainedNeuron
 
 __all__ = ["lif_train_backward"]
@@ -24,10 +24,11 @@ def lif_train_backward(neuron: TrainedNeuron, a: Arrays) -> PrimFunc:
     """The function of the neuron's gradient.
 
     Its arguments are (x[, gamma, beta, mean, rstd][, v0], dspikes[, dv_last][, side]
-    [, y, y_mean, y_rstd]), then (dx[, dv0][, dgamma, dbeta]). dx is the gradient of what enters
-    the neuron, with a batch norm that of its result, plus ``side``. With ``sums`` it is the
-    gradient of the result of a batch norm of y (of x, with ``"own"``) too, and dgamma and dbeta
-    are those of that batch norm.
+    [, y, y_mean, y_rstd][, dgamma, dbeta]), then ([dx][, dv0][, dgamma, dbeta]). dx is the
+    gradient of what enters the neuron, with a batch norm that of its result, plus ``side``. With
+    ``sums`` it is the gradient of the result of a batch norm of y (of x, with ``"own"``) too, and
+    dgamma and dbeta are those of that batch norm. Where dx is that of the batch norm's input,
+    which is x, they are arguments.
 
     Args:
         neuron: what to compute.
@@ -46,7 +47,11 @@ def lif_train_backward(neuron: TrainedNeuron, a: Arrays) -> PrimFunc:
         centre, rstd = norm.mean, norm.rstd
     elif neuron.sums:
         normed, centre, rstd = a.image("y"), a.channel("y_mean"), a.channel("y_rstd")
-    dx = a.image("dx")
+    through: list[Var] = []
+    if neuron.dx == "input":
+        assert norm is not None  # it is that of the batch norm before the neuron
+        through = [norm.gamma, norm.mean, norm.rstd, a.channel("to_gamma"), a.channel("to_beta")]
+    dx = a.image("dx") if neuron.dx else None
     dv0 = a.state("dv0") if neuron.dv0 else None
     grads = [a.channel(name) for name in ("dgamma", "dbeta")] if neuron.sums else []
     sums = a.sums(2) if neuron.sums else None
@@ -101,7 +106,11 @@ def lif_train_backward(neuron: TrainedNeuron, a: Arrays) -> PrimFunc:
             gv.set(to_v)
             if side is not None or sums is not None:
                 to_x = b.bind(to_x if side is None else to_x + load(side, where), "dx")
-            b.store(dx, to_x, where)
+            if dx is not None:
+                grad = to_x
+                if through:
+                    grad = input_grad(a, load(x, where), to_x, through, c, lanes)
+                b.store(dx, grad, where)
             if sums is not None:
                 shifted = load(normed, where) - load(centre, vector(c, lanes))
                 wide[0].add((to_x * shifted).astype(wide[0].type))

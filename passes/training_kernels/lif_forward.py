@@ -40,6 +40,8 @@ class TrainedNeuron:
         dv0: whether the gradient of v0 is a result.
         sums: backwards, the batch norm whose parameters' gradients are results: ``"own"``, the
             one of ``norm``, ``"other"``, one that got the same gradient, or none (``""``).
+        dx: backwards, which gradient is a result: that of what enters the neuron, with a batch
+            norm that of its ``"result"``; that of the batch norm's ``"input"``; or none (``""``).
     """
 
     attrs: LifAttrs
@@ -52,6 +54,7 @@ class TrainedNeuron:
     v_last: bool = False
     dv0: bool = False
     sums: str = ""
+    dx: str = "result"
 
 
 def lif_train_forward(neuron: TrainedNeuron, a: Arrays) -> PrimFunc:

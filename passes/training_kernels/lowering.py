@@ -101,7 +101,12 @@ class Lowering(Converter):
             return None
         channel = [self.get(a) for a in call.args[1:4]]
         pending = self.pending(call.args[4])
-        sums = self._neuron_sums(pending, x, channel) if isinstance(pending, NeuronGrad) else None
+        sums = None
+        if isinstance(pending, NeuronGrad):
+            alone = self.uses[call.args[4]] == 1 and pending.side is None
+            if self.k.recomputes_neurons and alone and _is_own(pending, x, channel):
+                return self._neuron_twice(pending, x)
+            sums = self._neuron_sums(pending, x, channel)
         dy = self.known_image(call.args[4])
         if sums is None:
             sums = self.k.batch_norm_sums(x.expr, channel[1:], dy.expr)
@@ -111,15 +116,25 @@ class Lowering(Converter):
         self, grad: NeuronGrad, x: Image, channel: Sequence[relax.Expr]
     ) -> list[relax.Var]:
         """Compute a neuron's gradient with the (dgamma, dbeta) of a batch norm of ``x``."""
-        mean, rstd = channel[1:]
         neuron, args = grad.neuron, [*grad.args, *([] if grad.side is None else [grad.side])]
-        if neuron.norm and list(grad.args[:1]) + list(grad.args[3:5]) == [x.expr, mean, rstd]:
+        if _is_own(grad, x, channel):
             neuron = replace(neuron, sums="own")
         else:
             neuron = replace(neuron, sums="other")
-            args += [x.expr, mean, rstd]
+            args += [x.expr, *channel[1:]]
         self.made[grad.key], *sums = self.k.lif_backward(neuron, args)
         return sums
+
+    def _neuron_twice(self, grad: NeuronGrad, x: Image) -> list:
+        """A batch norm's gradients, where the one that it gets is the neuron's alone.
+
+        The neuron's gradient is computed for the sums, and again for the gradient to the input,
+        instead of being stored and read.
+        """
+        first = replace(grad.neuron, sums="own", dx="")
+        sums = self.k.lif_backward(first, grad.args)
+        again = replace(grad.neuron, dx="input")
+        return [BatchNormGrad(x, (*grad.args, *sums), again), *sums]
 
     # -- neurons -----------------------------------------------------------------------------
 
@@ -293,6 +308,12 @@ class Lowering(Converter):
         make = _POOLS[op_name(call)]
         out = self.bind(make(*args, **_plain_options(options), layout="NHWC", out_layout="NHWC"))
         return Image(self.reshape(out, (1, *known_dims(out))), lead)
+
+
+def _is_own(grad: NeuronGrad, x: Image, channel: Sequence[relax.Expr]) -> bool:
+    """Whether a batch norm of x with (gamma, mean, 1/σ) is the one before a neuron."""
+    own = [grad.args[i] for i in (0, 1, 3, 4)] if grad.neuron.norm else []
+    return own == [x.expr, *channel]
 
 
 def _over_features(call: relax.Call) -> bool:

@@ -32,6 +32,9 @@ __all__ = ["CudaArrays"]
 CHANNELS, ROWS = 32, 8
 """Channels and rows of pixels of a block's threads, where sums are taken."""
 
+LAST_ROWS = 32
+"""Rows of a block that adds parts up."""
+
 PIXELS = 4
 """Pixels that a thread reads at once, where it does nothing but sum."""
 
@@ -104,37 +107,43 @@ class _Sums(StreamTotals):
             row, c = self._start(column, thread)
             low = b.bind(self._share(part), "low")
             high = b.bind(self._share(part + 1), "high")
-            rows = ROWS * pixels
-            with (
-                b.loop((high - low + (rows - 1)) // rows, "step") as step,
-                b.loop(pixels, "i", "unrolled") as i,
-            ):
-                pixel = b.bind(low + (step * pixels + i) * ROWS + row, "pixel")
-                with b.when(tirx.all(pixel < high, c < a.channels)):
+            whole = b.bind((high - low) // (ROWS * pixels), "whole")
+            with b.when(c < a.channels):
+                # nothing is asked in this loop: what belongs to the channel is read before it,
+                # and the pixels of a step at once
+                with b.loop(whole, "step") as step, b.loop(pixels, "i", "unrolled") as i:
+                    pixel = low + (step * pixels + i) * ROWS + row
                     element(b.bind(pixel * a.channels + c, "at"), c, 1)
-            held = self._hold(thread)
+                with b.loop(pixels, "i", "unrolled") as i:
+                    pixel = b.bind(low + (whole * pixels + i) * ROWS + row, "pixel")
+                    with b.when(pixel < high):
+                        element(b.bind(pixel * a.channels + c, "at"), c, 1)
+            held = self._hold(thread, ROWS)
             with b.when(tirx.all(row < 1, c < a.channels)):
                 for i in range(self.count):
-                    b.store(self.partial, self._folded(held, i, thread), self._at(part, i, c))
+                    total = self._folded(held, i, thread, ROWS)
+                    b.store(self.partial, total, self._at(part, i, c))
 
     @contextmanager
     def added(self) -> Iterator[Expr]:
         """The second launch: all parts of a channel added up, then what the caller emits."""
         b, a = self.b, self.a
+        # few blocks, which wait for memory: many threads, each with few parts
+        rows = ROWS if self.parts <= ROWS else LAST_ROWS
         with (
             b.bound(self.columns, "blockIdx.x") as column,
-            b.bound(CHANNELS * ROWS, "threadIdx.x") as thread,
+            b.bound(CHANNELS * rows, "threadIdx.x") as thread,
         ):
             row, c = self._start(column, thread)
-            with b.loop(ceil(self.parts / ROWS), "step") as step:
-                part = b.bind(step * ROWS + row, "part")
+            with b.loop(ceil(self.parts / rows), "step") as step:
+                part = b.bind(step * rows + row, "part")
                 with b.when(tirx.all(part < self.parts, c < a.channels)):
                     for i in range(self.count):
                         self.add(i, c, 1, load(self.partial, self._at(part, i, c)))
-            held = self._hold(thread)
+            held = self._hold(thread, rows)
             with b.when(tirx.all(row < 1, c < a.channels)):
                 for i in range(self.count):
-                    b.store(self.own, self._folded(held, i, thread), b.at(i))
+                    b.store(self.own, self._folded(held, i, thread, rows), b.at(i))
                 yield c
 
     def add(self, which: int, channel: Expr, lanes: int, value: Expr) -> None:
@@ -162,17 +171,17 @@ class _Sums(StreamTotals):
     def _at(self, part: Expr, which: int, c: Expr) -> Expr:
         return (part * self.count + which) * self.a.channels + c
 
-    def _hold(self, thread: Expr) -> Var:
+    def _hold(self, thread: Expr, rows: int) -> Var:
         """Every thread's sums in shared memory, [count, rows, channels]."""
         b = self.b
-        held = b.alloc(self.count * ROWS * CHANNELS, WIDE, "held", "shared")
+        held = b.alloc(self.count * rows * CHANNELS, WIDE, "held", "shared")
         for i in range(self.count):
-            b.store(held, load(self.own, b.at(i)), thread + i * ROWS * CHANNELS)
+            b.store(held, load(self.own, b.at(i)), thread + i * rows * CHANNELS)
         return held
 
-    def _folded(self, held: Var, which: int, thread: Expr) -> Expr:
+    def _folded(self, held: Var, which: int, thread: Expr, rows: int) -> Expr:
         """The rows' sums added up, for a thread of row 0."""
-        total = load(held, thread + which * ROWS * CHANNELS)
-        for r in range(1, ROWS):
-            total = total + load(held, thread + (which * ROWS + r) * CHANNELS)
+        total = load(held, thread + which * rows * CHANNELS)
+        for r in range(1, rows):
+            total = total + load(held, thread + (which * rows + r) * CHANNELS)
         return total

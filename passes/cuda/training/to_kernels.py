@@ -59,6 +59,8 @@ class ToCudaTrainingKernels(ModulePass):
 class _Kernels(TrainingKernels):
     """Emits calls into one block builder; kernels of equal shape are made once."""
 
+    recomputes_neurons = True  # memory is what their kernels wait for
+
     def __init__(self, bb: relax.BlockBuilder, gpu: Gpu, precision: str) -> None:
         super().__init__(bb)
         self.gpu, self.precision = gpu, precision
