@@ -25,6 +25,8 @@ class Gpu:
         lanes: float32 multiply-adds of a multiprocessor in a cycle.
         shared: bytes of static shared memory that a block can have.
         resident_threads: most threads of a multiprocessor.
+        registers: of a multiprocessor.
+        shared_together: bytes of shared memory for all blocks of one; the rest is its cache.
         hiding_threads: threads of a multiprocessor that keep its lanes busy, a guess.
         l2_bytes: bytes that a multiprocessor gets from the second-level cache in a cycle, a guess.
     """
@@ -34,6 +36,8 @@ class Gpu:
     lanes: int
     shared: int = 48 * 1024
     resident_threads: int = 2048
+    registers: int = 64 * 1024
+    shared_together: int = 160 * 1024
     hiding_threads: int = 512
     l2_bytes: float = 24.0
 

@@ -55,6 +55,12 @@ class CudaBody(Body):
             return self.at(int(size))
         return self.bind(size.astype(self.index), "size")
 
+    def unsigned(self, index: Expr) -> Expr:
+        """An index that is not negative, so that nvcc adds its terms up before it widens them."""
+        if self.index == "int64":
+            return index
+        return index.astype("uint32").astype("int64")
+
     @contextmanager
     def bound(self, extent: int | Expr, tag: str) -> Iterator[Expr]:
         """A loop whose iterations are blocks or threads: ``tag`` is ``"blockIdx.x"`` and so on."""

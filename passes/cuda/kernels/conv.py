@@ -164,12 +164,14 @@ class _Kernel:
 
         def fetch(step: Expr) -> None:
             with split.within(step, total):
-                tap, chunk = b.bind(step // chunks, "tap"), b.bind(step % chunks, "chunk")
-                x.fetch(tap, chunk)
-                w.fetch(tap, chunk)
+                x.fetch()
+                w.fetch(step // chunks, step % chunks)
+            ahead = b.bind(step + 1, "ahead")
+            x.aim(b.bind(ahead // chunks, "tap"), b.bind(ahead % chunks, "chunk"))
 
         with b.loop(tile.sums, "i", "unrolled") as i:
             b.store(self.sums, splat(0.0, self.spec.dtype, 1), i)
+        x.aim(first // chunks, first % chunks)
         fetch(first)
         with b.loop(count, "step") as step:
             x.put()

@@ -6,13 +6,14 @@ into shared memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil, prod
 
 from tvm import tirx
 from tvm.ir import Expr
-from tvm.tirx import Var
+from tvm.tirx import IntImm, Var
 
 from ttsnn.passes.cpu.kernels.register_tile import pick
 from ttsnn.passes.cuda.kernels.body import CudaBody
@@ -22,10 +23,31 @@ from ttsnn.passes.tir.body import load, splat, vector
 
 __all__ = ["InputTile", "Rows", "WeightTile", "width_of"]
 
+BITS = 31
+"""Marks in a word."""
+
+_Edge = tuple[int, int] | None
+"""Axis and offset of taps; None stands for pixels beyond the last one."""
+
 
 def width_of(channels: int, lanes: int) -> int:
     """Elements of an access along channels: whole vectors, or single ones where some are left."""
     return lanes if channels % lanes == 0 else 1
+
+
+def _table(index: Expr, values: Sequence[int]) -> Expr:
+    """``values[index]``, anything behind the last one; bits of a number where they are few.
+
+    nvcc makes a copy of what follows for each value of a chain of selects.
+    """
+    low = min(values)
+    bits = (max(values) - low).bit_length()
+    if bits == 0 or len(values) * bits > 63:
+        return pick(index, values)
+    packed = sum((v - low) << (i * bits) for i, v in enumerate(values))
+    kind = "int32" if len(values) * bits < 32 else "int64"
+    number = tirx.const(packed, kind) >> (index * bits).astype(kind)
+    return (number & tirx.const((1 << bits) - 1, kind)).astype(str(index.ty)) + low
 
 
 @dataclass(frozen=True)
@@ -74,7 +96,6 @@ class InputTile:
     thread: Expr
     lanes: int
     dtype: str
-    places: dict[str, Var] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.vec = width_of(self.part.stage.in_channels, self.lanes)
@@ -82,22 +103,41 @@ class InputTile:
         self.step = max(1, self.tile.group // self.per_row)
         self.rows = self.tile.time * self.tile.pixels
         self.count = ceil(self.rows / self.step)
+        self.ragged = self.rows % self.step or self.tile.group % self.per_row
         self.channels = self.part.stage.in_channels // self.vec
         # in vectors: that an access is aligned must be plain to see
         self.k = self.b.bind(self.thread % self.per_row, "k_in_tile")
         self.row = self.b.bind(self.thread // self.per_row, "row")
-        names = ("at", "y", "x")
-        self.places = {n: self.b.alloc(self.count, self.b.index, f"x_{n}", "local") for n in names}
+        self.at = self.b.alloc(self.count, self.b.index, "x_at", "local")
         self.held = self.b.alloc(self.count * self.vec, self.part.x_dtype, "x_held", "local")
+        whole = isinstance(self.images, IntImm) and not self.ragged
+        if whole and int(self.images) * prod(self.part.stage.out_size) % self.tile.pixels == 0:
+            first: list[_Edge] = []
+        else:
+            first = [None]
+        self.edges = [*first, *self._edges(0), *self._edges(1)]
+        self.words = ceil(len(self.edges) / BITS)
+        size = max(1, self.words)
+        self.outside = self.b.alloc(size * self.count, "int32", "x_outside", "local")
+        self.marks = self.b.alloc(size, "int32", "x_marks", "local")
+        self.shift = self.b.alloc(1, self.b.index, "x_shift", "local")
+        self.left = self.b.alloc(1, self.b.index, "x_left", "local")
+
+    def _edges(self, axis: int) -> list[_Edge]:
+        """Offsets of taps along an axis at which some pixel reads a zero."""
+        s, gap = self.part.stage, self.part.apart[axis]
+        size, last = s.in_size[axis] * gap, (s.out_size[axis] - 1) * s.strides[axis]
+        offsets = sorted({t[axis] for t in s.taps})
+        return [(axis, d) for d in offsets if gap > 1 or d < 0 or last + d >= size]
 
     def locate(self, t: Expr | int, skip: Expr | int = 0) -> None:
-        """Note where the thread's rows lie.
+        """Note where the thread's rows lie, and the taps under which they are outside.
 
         Args:
             t: the operand's timestep of the first of them.
             skip: images before the operand's first one.
         """
-        b, s = self.b, self.part.stage
+        b, s, gaps = self.b, self.part.stage, self.part.apart
         size = prod(s.out_size)
         (height, width), total = s.in_size, self.images * size
         with b.loop(self.count, "i", "unrolled") as i:
@@ -108,40 +148,64 @@ class InputTile:
             y = b.bind(rest // s.out_size[1] * s.strides[0], "y")
             x = b.bind(rest % s.out_size[1] * s.strides[1], "x")
             corner = (time * self.images + (image + skip)) * (height * width)
-            at = corner + (y * width + x if self.part.apart == (1, 1) else 0)
-            at = at * self.channels
-            b.store(self.places["at"], at, i)
-            # what is beyond the last pixel counts as outside of the image
-            real = tirx.all(pixel < total, row < self.rows)
-            b.store(self.places["y"], tirx.Select(real, y, b.at(-(1 << 20))), i)
-            b.store(self.places["x"], x, i)
+            at = corner + (y // gaps[0] * width + x // gaps[1])
+            b.store(self.at, at * self.channels + self.k, i)
+            for word in range(self.words):
+                bits: Expr = IntImm("int32", 0)
+                for bit, edge in enumerate(self.edges[word * BITS : (word + 1) * BITS]):
+                    if edge is None:
+                        inside = tirx.all(pixel < total, row < self.rows)
+                    else:
+                        inside = self._inside(edge, (y, x)[edge[0]])
+                    mark = tirx.Select(inside, IntImm("int32", 0), IntImm("int32", 1 << bit))
+                    bits = bits | mark
+                b.store(self.outside, bits, i * self.words + word)
 
-    def fetch(self, tap: Expr, chunk: Expr) -> None:
-        """Registers ← the tile of a tap and the ``chunk``-th ``depth`` of its channels."""
-        b, s = self.b, self.part.stage
-        dy = b.bind(pick(tap, [t[0] for t in s.taps]), "dy")
-        dx = b.bind(pick(tap, [t[1] for t in s.taps]), "dx")
-        k = b.bind(chunk * (self.tile.depth // self.vec) + self.k, "k")
-        plain = self.part.apart == (1, 1)
-        shift = b.bind(((dy * s.in_size[1] + dx) * self.channels if plain else 0) + k, "shift")
-        ragged = s.in_channels % self.tile.depth != 0
+    def _inside(self, edge: tuple[int, int], place: Expr) -> Expr:
+        """Whether a pixel has an operand under the taps of an offset."""
+        axis, offset = edge
+        gap = self.part.apart[axis]
+        moved = place + offset
+        inside = [moved >= 0, moved < self.part.stage.in_size[axis] * gap]
+        if gap > 1:
+            inside.append(tirx.EQ(place % gap, self.b.at(-offset % gap)))
+        return tirx.all(*inside)
+
+    def aim(self, tap: Expr, chunk: Expr) -> None:
+        """Choose what the next :meth:`fetch` reads: ``depth`` channels, the ``chunk``-th of a tap.
+
+        A step ahead, so that nvcc does not compute it again for every row.
+        """
+        b, s, (down, across) = self.b, self.part.stage, self.part.apart
+        # where zeros lie between pixels, an offset leads to one only from some of them: rounding
+        # up is right for those
+        move = _table(tap, [-(-y // down) for y, _ in s.taps]) * s.in_size[1]
+        move = move + _table(tap, [-(-x // across) for _, x in s.taps])
+        start = chunk * (self.tile.depth // self.vec)
+        b.store(self.shift, move * self.channels + start, b.at(0))
+        for word in range(self.words):
+            edges = list(enumerate(self.edges[word * BITS : (word + 1) * BITS]))
+            marks = [sum(1 << k for k, e in edges if e is None or t[e[0]] == e[1]) for t in s.taps]
+            b.store(self.marks, _table(tap, marks).astype("int32"), b.at(word))
+        if s.in_channels % self.tile.depth:
+            b.store(self.left, self.channels - start - self.k, b.at(0))
+
+    def fetch(self) -> None:
+        """Registers ← the tile."""
+        b = self.b
+        shift = load(self.shift, b.at(0))
         with b.loop(self.count, "i", "unrolled") as i:
-            y = b.bind(load(self.places["y"], i) + dy, "y")
-            x = b.bind(load(self.places["x"], i) + dx, "x")
-            (down, across), (height, width) = self.part.apart, s.in_size
-            inside = [y >= 0, y < height * down, x >= 0, x < width * across]
-            if s.taps == ((0, 0),) and plain:
-                inside = inside[:1]
-            inside += [v % gap < 1 for v, gap in ((y, down), (x, across)) if gap > 1]
-            if ragged:
-                inside.append(k < self.channels)
-            at = load(self.places["at"], i) + shift
-            if not plain:
-                at = at + (y // down * width + x // across) * self.channels
-            at = at * self.vec
-            value = load(self.x, vector(at, self.vec))
-            zero = splat(tirx.const(0, self.part.x_dtype), self.part.x_dtype, self.vec)
-            value = tirx.if_then_else(tirx.all(*inside), value, zero)
+            tests = []
+            for word in range(self.words):
+                marked = load(self.outside, i * self.words + word) & load(self.marks, b.at(word))
+                tests.append(tirx.EQ(marked, IntImm("int32", 0)))
+            if self.part.stage.in_channels % self.tile.depth:
+                tests.append(load(self.left, b.at(0)) > 0)
+            at = b.unsigned(load(self.at, i) + shift)
+            value = load(self.x, vector(at * self.vec, self.vec))
+            if tests:
+                zero = splat(tirx.const(0, self.part.x_dtype), self.part.x_dtype, self.vec)
+                value = tirx.if_then_else(tirx.all(*tests), value, zero)
             b.store(self.held, value, vector(i * self.vec, self.vec))
 
     def put(self) -> None:
@@ -154,7 +218,7 @@ class InputTile:
                 kind = self.dtype if self.vec == 1 else f"{self.dtype}x{self.vec}"
                 value = value.astype(kind)
             at = vector(self.shared.at(row, self.k * self.vec), self.vec)
-            with b.when(row < self.rows) if self.rows % self.step else nullcontext():
+            with b.when(row < self.rows) if self.ragged else nullcontext():
                 b.store(self.shared.buffer, value, at)
 
 

@@ -8,7 +8,8 @@ from itertools import product
 from math import ceil, prod
 
 from ttsnn.passes.cuda.gpu import Gpu
-from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment
+from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec
+from ttsnn.passes.cuda.kernels.mma import DEPTH
 
 __all__ = ["ConvTile", "default_tile"]
 
@@ -18,13 +19,23 @@ MAX_TIME = 8
 SCHEDULERS = 4
 """Schedulers of a multiprocessor, each of which issues an instruction a cycle."""
 
-START, ARRIVAL, BARRIERS, FETCH = 1500, 400, 150, 12
+START, ARRIVAL, BARRIERS = 1500, 400, 150
 """Cycles, guessed: until a block's first operands are there; from asking the second-level cache
-for operands to having them; of the barriers of a step; instructions that fetch a vector."""
+for operands to having them; of the barriers of a step."""
+
+FETCH, SHARED_LOAD, STEP = 10, 3, 20
+"""Instructions, counted in machine code but for the second, whose bandwidth is guessed: to fetch a
+vector and put it into shared memory; what a load from there stands for; the rest of a step."""
+
+ALONE = 2.0
+"""Cycles that a warp which has a scheduler to itself needs for an instruction, guessed."""
 
 MAX_SPLIT, MAX_THREADS, MAX_HELD = 16, 512, 88
 """Groups among which a sum is split, threads of all of them, and registers for a thread's sums and
 the operands that it fetches: with more some are spilled."""
+
+MAX_REGISTERS = 240
+"""Of a thread, as far as :func:`_registers` knows them."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +79,13 @@ class ConvTile:
         return self.time * self.rows * self.columns
 
     def x_stride(self, lanes: int) -> int:
-        """Elements between pixels in shared memory: a vector more, against bank conflicts."""
-        return self.depth + lanes
+        """Elements between pixels in shared memory: an odd number of vectors, for the banks."""
+        return (self.depth // lanes | 1) * lanes
 
     @property
     def w_stride(self) -> int:
-        """Elements between the weights of input channels there."""
-        return self.channels + 8
+        """Elements between the weights of input channels there: an odd number of eights."""
+        return (ceil(self.channels / 8) | 1) * 8
 
     def shared_rows(self, lanes: int) -> tuple[int, int]:
         """Elements that a group has in shared memory, of the input and of the weight."""
@@ -87,24 +98,18 @@ class ConvTile:
 
 
 def default_tile(spec: ConvSpec, batch: int | None, gpu: Gpu) -> ConvTile:
-    """The tile with the least modelled time.
-
-    The time of a block is that of its multiply-adds and of fetching its operands. The first is
-    longer the more loads from shared memory each needs (the smaller the tile of a thread) and
-    where few warps hide latency, the second the smaller the tile of the block is. Blocks are dealt
-    out to the multiprocessors in rounds. A model, not a measurement.
+    """The tile with the least modelled time, see :func:`_cycles`.
 
     Where the threads of all blocks do not fill the GPU, as at batch 1, it is the steps of the sum
-    that take time, and another model chooses (:func:`_latency`), also among split sums.
+    that take time, and split sums are looked at too.
     """
     images = (batch or 8) * (spec.T if spec.folded else 1)
     pixels = images * prod(spec.stage.out_size)
-    steps = 1 if spec.folded else spec.T
-    best = min(_tiles(spec, gpu), key=lambda t: _time(t, spec, pixels, steps, gpu))
+    best = min(_tiles(spec, gpu), key=lambda t: _cycles(t, spec, pixels, gpu))
     threads = _blocks(best, spec, pixels) * best.threads
     if batch is None or threads >= gpu.multiprocessors * gpu.hiding_threads:
         return best
-    return min(_split_tiles(spec, gpu), key=lambda t: _latency(t, spec, pixels, gpu))
+    return min(_split_tiles(spec, gpu), key=lambda t: _cycles(t, spec, pixels, gpu))
 
 
 def _blocks(tile: ConvTile, spec: ConvSpec, pixels: int) -> int:
@@ -113,11 +118,11 @@ def _blocks(tile: ConvTile, spec: ConvSpec, pixels: int) -> int:
 
 def _split_tiles(spec: ConvSpec, gpu: Gpu) -> Iterator[ConvTile]:
     """Deeper steps, smaller tiles, and sums split so often that some group has a step less."""
-    itemsize = 8 if spec.dtype == "float64" else 4
+    itemsize = _itemsize(spec)
     for plain, deeper in product(_tiles(spec, gpu, 16), (1, 2)):
         tile = replace(plain, depth=plain.depth * deeper)
-        if any(tile.group < tile.depth // _width(s, itemsize) for s in spec.segments):
-            continue  # too few threads to fetch a row
+        if not _fetchable(tile, spec):
+            continue
         held = tile.sums * itemsize // 4 + 4 * _fetches(tile, 16 // itemsize)
         if held > MAX_HELD:
             continue
@@ -132,44 +137,64 @@ def _split_tiles(spec: ConvSpec, gpu: Gpu) -> Iterator[ConvTile]:
                 before = steps
 
 
-def _width(part: Segment, itemsize: int) -> int:
-    """Elements that a thread fetches at once."""
-    lanes = 16 // itemsize
-    return lanes if part.stage.in_channels % lanes == 0 else 1
+def _itemsize(spec: ConvSpec) -> int:
+    return 8 if spec.dtype == "float64" else 4
+
+
+def _fetchable(tile: ConvTile, spec: ConvSpec) -> bool:
+    """Whether a group has threads enough to fetch a row."""
+    lanes = 16 // _itemsize(spec)
+    widths = [lanes if s.stage.in_channels % lanes == 0 else 1 for s in spec.segments]
+    return tile.group >= tile.depth // min(widths)
 
 
 def _tiles(spec: ConvSpec, gpu: Gpu, fewest: int = 32) -> Iterator[ConvTile]:
     """Tiles of at least ``fewest`` threads that fit."""
-    double = spec.dtype == "float64"
+    itemsize = _itemsize(spec)
     time = _time_tile(spec)
-    if spec.precision != "fp32":
-        yield from _fragments(time)
-        return
-    for outputs in (4, 8) if double else (4, 8, 16):
-        rows = max(1, outputs // time)
-        for pixels in (4, 8, 16, 32, 64, 128):
-            for channels in (16, 32, 64, 128):
-                tile = ConvTile(time, pixels, channels, 8 if double else 16, rows, 4)
-                if pixels < rows or pixels % rows or not fewest <= tile.threads <= 256:
-                    continue
-                if (
-                    tile.threads % fewest == 0
-                    and tile.shared_bytes(8 if double else 4) <= gpu.shared
-                ):
-                    yield tile
+    cout = spec.stage.out_channels
+    if spec.precision == "fp32":
+        shapes = product(_rows(time, itemsize), (4, 8), _channels(cout, 4), _depths(spec, 4))
+        units = 1, 1
+    else:
+        shapes = product(
+            (2, 4), (2, 4, 6, 8), _channels(cout, 8), _depths(spec, DEPTH[spec.precision])
+        )
+        units = 8, 4  # whole fragments of 16 pixels × 8 channels, see :class:`Mma`
+    for (rows, columns, channels, depth), pixels in product(shapes, (4, 8, 16, 32, 64, 128, 256)):
+        tile = ConvTile(time, pixels, channels, depth, rows, columns)
+        if (
+            pixels % (units[0] * rows) == 0
+            and channels % (units[1] * columns) == 0
+            and tile.sums * itemsize <= 256
+            and fewest <= tile.threads <= 256
+            and tile.threads % fewest == 0
+            and tile.shared_bytes(itemsize) <= gpu.shared
+            and _registers(tile, itemsize) <= MAX_REGISTERS
+            and _fetchable(tile, spec)
+        ):
+            yield tile
 
 
-def _fragments(time: int) -> Iterator[ConvTile]:
-    """Tiles of whole fragments of 16 pixels × 8 channels, see :class:`Mma`."""
-    for rows in (2, 4):
-        for columns in (2, 4, 8):
-            for pixels in (16, 32, 64, 128):
-                for channels in (16, 32, 64, 128):
-                    tile = ConvTile(time, pixels, channels, 16, rows, columns)
-                    whole = pixels % (8 * rows) == 0 and channels % (4 * columns) == 0
-                    small = time * rows * columns <= 64
-                    if whole and small and 32 <= tile.threads <= 256:
-                        yield tile
+def _rows(time: int, itemsize: int) -> set[int]:
+    return {max(1, outputs // time) for outputs in ((4, 8) if itemsize == 8 else (4, 8, 16))}
+
+
+def _channels(channels: int, unit: int) -> set[int]:
+    """Widths of a block: the usual ones, and parts of the channels that leave few lanes idle."""
+    parts = {_up(ceil(channels / n), unit) for n in range(1, channels + 1)}
+    return {16, 32, 64, 128} | {p for p in parts if p <= 128 and p >= min(16, channels)}
+
+
+def _depths(spec: ConvSpec, unit: int) -> set[int]:
+    """Depths of a step: parts of the input channels of about equal size."""
+    sizes = {s.stage.in_channels for s in spec.segments}
+    parts = {_up(ceil(size / n), unit) for size in sizes for n in range(1, size + 1)}
+    return {p for p in parts if p <= 32 and (p >= 8 or p == max(parts))}
+
+
+def _up(size: int, multiple: int) -> int:
+    return ceil(size / multiple) * multiple
 
 
 def _time_tile(spec: ConvSpec) -> int:
@@ -178,31 +203,6 @@ def _time_tile(spec: ConvSpec) -> int:
         return 1
     lengths = [s.end - s.begin for s in spec.segments]
     return next(t for t in range(MAX_TIME, 0, -1) if all(n % t == 0 for n in lengths))
-
-
-def _time(tile: ConvTile, spec: ConvSpec, pixels: int, steps: int, gpu: Gpu) -> float:
-    outputs = tile.time * tile.rows
-    blocks = _blocks(tile, spec, pixels)
-    work = sum(
-        len(s.stage.taps)
-        * (ceil(s.stage.in_channels / tile.depth) * tile.depth)
-        * (1 if s.still or spec.folded else s.end - s.begin)
-        for s in spec.segments
-    )
-    # cycles of a block: its multiply-adds, and its operands on their way from the cache
-    busy = tile.pixels * tile.channels * work / gpu.lanes
-    itemsize = 8 if spec.dtype == "float64" else 4
-    fetched = (tile.time * tile.pixels + tile.channels) * itemsize * work / tile.time
-    fetching = fetched / gpu.l2_bytes
-    loads = 1 + 2.0 * (outputs + tile.columns) / (outputs * tile.columns)
-    # blocks that share a multiprocessor hide each other's latency
-    resident = min(max(1, blocks / gpu.multiprocessors), gpu.resident_threads / tile.threads)
-    hidden = min(1.0, resident * tile.threads / gpu.hiding_threads)
-    if spec.precision != "fp32":
-        busy /= 8  # tensor cores wait for shared memory most of the time
-    rounds = max(1.0, blocks / gpu.multiprocessors)
-    rounds = ceil(rounds) if rounds < 8 else rounds
-    return rounds * (busy * loads / hidden + fetching)
 
 
 def _steps(tile: ConvTile, spec: ConvSpec) -> int:
@@ -220,23 +220,54 @@ def _fetches(tile: ConvTile, lanes: int) -> int:
     return sum(ceil(r * tile.depth / lanes / tile.group) for r in rows)
 
 
-def _latency(tile: ConvTile, spec: ConvSpec, pixels: int, gpu: Gpu) -> float:
-    """Cycles of a launch whose blocks all run at the same time, or nearly.
+def _registers(tile: ConvTile, itemsize: int) -> float:
+    """Of a thread, fitted to what nvcc takes for a dozen kernels (within a tenth or two)."""
+    return 50 + 1.6 * tile.sums * itemsize / 4 + 4 * _fetches(tile, 16 // itemsize)
 
-    A step lasts until the next operands are there, or until its instructions are issued, or its
-    operands fetched; between two steps are the barriers. A model, not a measurement.
+
+def _instructions(tile: ConvTile, spec: ConvSpec) -> float:
+    """Of a warp in a step."""
+    lanes = 16 // _itemsize(spec)
+    fetching = FETCH * _fetches(tile, lanes) + STEP
+    outputs = tile.time * tile.rows
+    if spec.precision == "fp32":
+        loads = tile.depth / lanes * (tile.columns + outputs)
+        return tile.depth * tile.sums + SHARED_LOAD * loads + fetching
+    products = tile.depth / DEPTH[spec.precision]
+    # loads and rounding of fragments, which are two rows and two columns of a thread
+    return products * (tile.sums / 2 + 4 * outputs + 3 * tile.columns) + fetching
+
+
+def _cycles(tile: ConvTile, spec: ConvSpec, pixels: int, gpu: Gpu) -> float:
+    """Cycles of a launch. A model from data sheets and machine code, not a measurement.
+
+    A step of the sum lasts until the next operands are there, or until its instructions are
+    issued, or its operands fetched; between two steps are the barriers. Blocks are dealt out to
+    the multiprocessors, and as many run side by side as registers and shared memory allow.
     """
-    itemsize = 8 if spec.dtype == "float64" else 4
-    lanes = 16 // itemsize
-    each = ceil(_blocks(tile, spec, pixels) / gpu.multiprocessors)
-    resident = min(each, gpu.resident_threads // tile.threads)
-    warps = max(1.0, resident * tile.threads / 32 / SCHEDULERS)  # of a scheduler
-    multiplies = tile.depth * tile.sums * (1 if spec.precision == "fp32" else 0.125)
-    loads = tile.depth / lanes * (tile.columns + tile.sums / tile.columns)
-    instructions = multiplies + 2 * loads + FETCH * _fetches(tile, lanes)
-    operands = tile.split * (tile.time * tile.pixels + tile.channels) * tile.depth
-    fetched = resident * operands * itemsize / gpu.l2_bytes
-    step = BARRIERS + max(ARRIVAL, instructions * warps, fetched)
-    added = (tile.split - 1) * tile.sums / lanes * 8 + (BARRIERS if tile.split > 1 else 0)
-    rounds = ceil(each / resident)
-    return rounds * (START + _steps(tile, spec) * step + added)
+    itemsize = _itemsize(spec)
+    blocks = _blocks(tile, spec, pixels) / gpu.multiprocessors
+    each = ceil(blocks) if blocks < 8 else blocks
+    together = min(
+        gpu.resident_threads // tile.threads,
+        int(gpu.registers / (_registers(tile, itemsize) * tile.threads)),
+        gpu.shared_together // tile.shared_bytes(itemsize),
+    )
+    instructions = _instructions(tile, spec)
+    x_size = 1 if all(s.x_dtype == "uint8" for s in spec.segments) else itemsize
+    operands = tile.time * tile.pixels * x_size + tile.channels * itemsize
+    fetched = tile.split * operands * tile.depth / gpu.l2_bytes
+    added = (tile.split - 1) * tile.sums * itemsize / 16 * 8 + (BARRIERS if tile.split > 1 else 0)
+
+    def cycles(resident: float) -> float:
+        warps = resident * tile.threads / 32 / SCHEDULERS  # of a scheduler
+        busy = max(ARRIVAL, instructions * max(warps, ALONE), fetched * resident)
+        return START + _steps(tile, spec) * (BARRIERS + busy) + added
+
+    together = max(1, together)
+    if each <= together:
+        return cycles(each)
+    whole, rest = divmod(each, together)
+    if blocks >= 8:
+        return each / together * cycles(together)
+    return whole * cycles(together) + (cycles(rest) if rest else 0)
