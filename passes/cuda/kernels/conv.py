@@ -8,7 +8,9 @@ so a layer's membrane never reaches memory unless it is a result.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, prod
 
 from tvm.ir import Expr
@@ -18,7 +20,7 @@ from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import InputTile, WeightTile, width_of
 from ttsnn.passes.cuda.kernels.conv_output import Output
-from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment, conv_params
+from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Phase, Segment, conv_params, phases
 from ttsnn.passes.cuda.kernels.conv_split import Split
 from ttsnn.passes.cuda.kernels.conv_sums import Fma, Mma
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
@@ -46,19 +48,31 @@ def conv_kernel(spec: ConvSpec, batch: int | None, tile: ConvTile, gpu: Gpu) -> 
     }
     b.check_narrow(p.all, p.batch)
     images = b.narrow(p.batch) * spec.T if spec.folded else b.narrow(p.batch)
-    pixels = images * prod(spec.stage.out_size)
     lanes = gpu.vector(spec.dtype)
-    blocks = (pixels + (tile.pixels - 1)) // tile.pixels
     across = ceil(spec.stage.out_channels / tile.channels)
-    with (
-        b.bound(blocks, "blockIdx.x") as block,
-        b.bound(across, "blockIdx.y") as column,
-        b.bound(tile.threads, "threadIdx.x") as thread,
-    ):
-        k = _Kernel(b, spec, tile, flat, images, pixels, lanes, block, column, thread)
-        k.run()
-    steps = sum((1 if s.still else s.end - s.begin) * _macs(s) for s in spec.segments)
-    return finished(b, p.all, "conv", (batch or 1) * steps)
+    macs = 0
+    for phase in phases(spec):
+        pixels = images * prod(phase.spec.stage.out_size)
+        with (
+            b.bound((pixels + (tile.pixels - 1)) // tile.pixels, "blockIdx.x") as block,
+            b.bound(across, "blockIdx.y") as column,
+            b.bound(tile.threads, "threadIdx.x") as thread,
+        ):
+            where = partial(_where, phase, spec)
+            _Kernel(b, phase, tile, flat, images, pixels, where, lanes, block, column, thread).run()
+        macs += sum((1 if s.still else s.end - s.begin) * _macs(s) for s in phase.spec.segments)
+    return finished(b, p.all, "conv", (batch or 1) * macs)
+
+
+def _where(phase: Phase, whole: ConvSpec, pixel: Expr) -> Expr:
+    """The pixel of the whole result that a phase's pixel is."""
+    (height, width), (down, across) = phase.spec.stage.out_size, whole.segments[0].apart
+    if (down, across) == (1, 1):
+        return pixel
+    image, rest = pixel // (height * width), pixel % (height * width)
+    y = rest // width * down + phase.first[0]
+    x = rest % width * across + phase.first[1]
+    return (image * whole.stage.out_size[0] + y) * whole.stage.out_size[1] + x
 
 
 def _macs(part: Segment) -> int:
@@ -82,11 +96,12 @@ class _Kernel:
     """State while one kernel is written."""
 
     b: CudaBody
-    spec: ConvSpec
+    phase: Phase
     tile: ConvTile
     flat: dict[str, Var]
     images: Expr
     pixels: Expr
+    where: Callable[[Expr], Expr]
     lanes: int
     block: Expr
     column: Expr
@@ -94,7 +109,8 @@ class _Kernel:
 
     def run(self) -> None:
         """All timesteps of the block."""
-        b, tile, spec = self.b, self.tile, self.spec
+        b, tile = self.b, self.tile
+        spec = self.spec = self.phase.spec
         mma = spec.precision != "fp32"
         self.split = Split(b, tile, self.thread, spec.dtype, self.lanes)
         self.first = b.bind(self.block * tile.pixels, "first_pixel")
@@ -105,7 +121,7 @@ class _Kernel:
         kind = _MMA[spec.precision] if mma else Fma
         self.place = kind(b, tile, self.split.own, *place_args)
         self.sums = self.place.sums
-        out = Output(b, spec, tile, self.flat, self.pixels, vec, self.sums, self.place)
+        out = Output(b, spec, tile, self.flat, self.pixels, vec, self.sums, self.place, self.where)
         with self.split.first_group():
             out.start()
         for i, part in enumerate(spec.segments):
@@ -130,6 +146,7 @@ class _Kernel:
         w = WeightTile(
             b,
             part,
+            self.phase.taps[index],
             tile,
             self.flat[f"w{index}"],
             split.w,
@@ -171,6 +188,8 @@ class _Kernel:
 
         with b.loop(tile.sums, "i", "unrolled") as i:
             b.store(self.sums, splat(0.0, self.spec.dtype, 1), i)
+        if total == 0:
+            return
         x.aim(first // chunks, first % chunks)
         fetch(first)
         with b.loop(count, "step") as step:

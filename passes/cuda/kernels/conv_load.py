@@ -6,6 +6,7 @@ into shared memory.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def _table(index: Expr, values: Sequence[int]) -> Expr:
     """
     low = min(values)
     bits = (max(values) - low).bit_length()
-    if bits == 0 or len(values) * bits > 63:
+    even = len({b - a for a, b in itertools.pairwise(values)}) < 2
+    if even or len(values) * bits > 63:
         return pick(index, values)
     packed = sum((v - low) << (i * bits) for i, v in enumerate(values))
     kind = "int32" if len(values) * bits < 32 else "int64"
@@ -125,10 +127,10 @@ class InputTile:
 
     def _edges(self, axis: int) -> list[_Edge]:
         """Offsets of taps along an axis at which some pixel reads a zero."""
-        s, gap = self.part.stage, self.part.apart[axis]
-        size, last = s.in_size[axis] * gap, (s.out_size[axis] - 1) * s.strides[axis]
+        s = self.part.stage
+        size, last = s.in_size[axis], (s.out_size[axis] - 1) * s.strides[axis]
         offsets = sorted({t[axis] for t in s.taps})
-        return [(axis, d) for d in offsets if gap > 1 or d < 0 or last + d >= size]
+        return [(axis, d) for d in offsets if d < 0 or last + d >= size]
 
     def locate(self, t: Expr | int, skip: Expr | int = 0) -> None:
         """Note where the thread's rows lie, and the taps under which they are outside.
@@ -137,7 +139,7 @@ class InputTile:
             t: the operand's timestep of the first of them.
             skip: images before the operand's first one.
         """
-        b, s, gaps = self.b, self.part.stage, self.part.apart
+        b, s = self.b, self.part.stage
         size = prod(s.out_size)
         (height, width), total = s.in_size, self.images * size
         with b.loop(self.count, "i", "unrolled") as i:
@@ -148,39 +150,29 @@ class InputTile:
             y = b.bind(rest // s.out_size[1] * s.strides[0], "y")
             x = b.bind(rest % s.out_size[1] * s.strides[1], "x")
             corner = (time * self.images + (image + skip)) * (height * width)
-            at = corner + (y // gaps[0] * width + x // gaps[1])
-            b.store(self.at, at * self.channels + self.k, i)
+            at = (corner + (y * width + x)) * self.channels + self.k
+            b.store(self.at, at, i)
             for word in range(self.words):
                 bits: Expr = IntImm("int32", 0)
                 for bit, edge in enumerate(self.edges[word * BITS : (word + 1) * BITS]):
                     if edge is None:
                         inside = tirx.all(pixel < total, row < self.rows)
                     else:
-                        inside = self._inside(edge, (y, x)[edge[0]])
+                        axis, offset = edge
+                        moved = (y, x)[axis] + offset
+                        inside = tirx.all(moved >= 0, moved < s.in_size[axis])
                     mark = tirx.Select(inside, IntImm("int32", 0), IntImm("int32", 1 << bit))
                     bits = bits | mark
                 b.store(self.outside, bits, i * self.words + word)
-
-    def _inside(self, edge: tuple[int, int], place: Expr) -> Expr:
-        """Whether a pixel has an operand under the taps of an offset."""
-        axis, offset = edge
-        gap = self.part.apart[axis]
-        moved = place + offset
-        inside = [moved >= 0, moved < self.part.stage.in_size[axis] * gap]
-        if gap > 1:
-            inside.append(tirx.EQ(place % gap, self.b.at(-offset % gap)))
-        return tirx.all(*inside)
 
     def aim(self, tap: Expr, chunk: Expr) -> None:
         """Choose what the next :meth:`fetch` reads: ``depth`` channels, the ``chunk``-th of a tap.
 
         A step ahead, so that nvcc does not compute it again for every row.
         """
-        b, s, (down, across) = self.b, self.part.stage, self.part.apart
-        # where zeros lie between pixels, an offset leads to one only from some of them: rounding
-        # up is right for those
-        move = _table(tap, [-(-y // down) for y, _ in s.taps]) * s.in_size[1]
-        move = move + _table(tap, [-(-x // across) for _, x in s.taps])
+        b, s = self.b, self.part.stage
+        move = _table(tap, [y for y, _ in s.taps]) * s.in_size[1]
+        move = move + _table(tap, [x for _, x in s.taps])
         start = chunk * (self.tile.depth // self.vec)
         b.store(self.shift, move * self.channels + start, b.at(0))
         for word in range(self.words):
@@ -226,12 +218,13 @@ class InputTile:
 class WeightTile:
     """Input channels of one tap × output channels; zeros beyond the last ones.
 
-    Attributes: as of :class:`InputTile`; ``w`` is the flat weight, ``shared`` [depth, channels],
-    ``first`` the block's first output channel.
+    Attributes: as of :class:`InputTile`; ``w`` is the flat weight, of which the stage has these
+    ``taps``, ``shared`` [depth, channels], ``first`` the block's first output channel.
     """
 
     b: CudaBody
     part: Segment
+    taps: Sequence[int]
     tile: ConvTile
     w: Var
     shared: Rows
@@ -257,7 +250,8 @@ class WeightTile:
         """Registers ← the weights of a tap and the ``chunk``-th ``depth`` of input channels."""
         b, s = self.b, self.part.stage
         channel = b.bind(chunk * self.tile.depth, "w_channel")
-        start = b.bind((tap * s.in_channels + channel) * s.out_channels + self.first, "w_at")
+        own = _table(tap, self.taps)
+        start = b.bind((own * s.in_channels + channel) * s.out_channels + self.first, "w_at")
         with b.loop(self.count, "i", "unrolled") as i:
             k, c = self._place(i)
             inside = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -30,6 +30,7 @@ class Output:
         vec: elements of a store.
         sums: [time, rows, columns] in registers, arranged as ``place`` says.
         place: which pixels and channels of the block are the thread's.
+        where: the pixel of the result that a pixel is.
     """
 
     b: CudaBody
@@ -40,6 +41,7 @@ class Output:
     vec: int
     sums: Var
     place: Place
+    where: Callable[[Expr], Expr]
 
     def __post_init__(self) -> None:
         tile = self.tile
@@ -59,15 +61,13 @@ class Output:
         with b.loop(tile.rows, "r", "unrolled") as r:
             pixel = b.bind(self.place.pixel(r), "out_pixel")
             whole = isinstance(self.pixels, IntImm) and int(self.pixels) % tile.pixels == 0
-            with (
-                nullcontext() if whole else b.when(pixel < self.pixels),
-                b.loop(tile.columns // self.vec, "j", "unrolled") as j,
-            ):
-                c = b.bind(self.place.channel(j * self.vec), "c")
-                ragged = self.channels % tile.channels
-                with b.when(c < self.channels) if ragged else nullcontext():
-                    at = b.bind(pixel * self.channels + c, "out_at")
-                    yield r, j * self.vec, at, c
+            with nullcontext() if whole else b.when(pixel < self.pixels):
+                line = b.bind(self.where(pixel) * self.channels, "out_line")
+                with b.loop(tile.columns // self.vec, "j", "unrolled") as j:
+                    c = b.bind(self.place.channel(j * self.vec), "c")
+                    ragged = self.channels % tile.channels
+                    with b.when(c < self.channels) if ragged else nullcontext():
+                        yield r, j * self.vec, b.bind(line + c, "out_at"), c
 
     def start(self) -> None:
         """Membranes before the first timestep."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
+from math import ceil
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -12,7 +14,7 @@ from ttsnn.passes.layers.config import LifConfig, Stage
 from ttsnn.passes.layers.signature import LayerParams
 from ttsnn.passes.tir.body import i64
 
-__all__ = ["ConvSpec", "LayerParams", "Segment", "conv_params", "result_shapes"]
+__all__ = ["ConvSpec", "LayerParams", "Phase", "Segment", "conv_params", "phases", "result_shapes"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Segment:
         x_begin: the operand's timestep that belongs to ``begin``.
         x_dtype: of the operand: ``dtype`` of the kernel, or ``"uint8"`` for spikes.
         apart: the operand's pixels lie so far apart, with zeros between them: (1, 1), or the
-            strides of the convolution whose input's gradient this is. Taps count these zeros.
+            strides of the convolution whose input's gradient this is. Taps count these zeros;
+            the stage itself has no strides then.
     """
 
     stage: Stage
@@ -83,6 +86,40 @@ class ConvSpec:
         """Whether timesteps are independent, and count as images."""
         (first, *rest) = self.segments
         return self.lif is None and not rest and not first.still and self.residual_T in (0, self.T)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Pixels of a result that lie alike between the pixels of the operand.
+
+    Attributes:
+        spec: their convolution, whose operand has no gaps.
+        taps: for each segment, which of the weight's taps it has.
+        first: the first of these pixels; the others are ``apart`` of the original segment.
+    """
+
+    spec: ConvSpec
+    taps: tuple[tuple[int, ...], ...]
+    first: tuple[int, int] = (0, 0)
+
+
+def phases(spec: ConvSpec) -> list[Phase]:
+    """The parts of a convolution that do not meet the zeros between an operand's pixels.
+
+    One, where there are no such zeros; in others the result may be all zeros, without taps.
+    """
+    part, *_ = spec.segments
+    if part.apart == (1, 1):
+        return [Phase(spec, tuple(tuple(range(len(s.stage.taps))) for s in spec.segments))]
+    s, (down, across) = part.stage, part.apart
+    found = []
+    for y, x in product(range(min(down, s.out_size[0])), range(min(across, s.out_size[1]))):
+        met = [k for k, (a, b) in enumerate(s.taps) if (y + a) % down == (x + b) % across == 0]
+        taps = tuple(((y + s.taps[k][0]) // down, (x + s.taps[k][1]) // across) for k in met)
+        size = ceil((s.out_size[0] - y) / down), ceil((s.out_size[1] - x) / across)
+        own = replace(part, stage=replace(s, taps=taps, out_size=size), apart=(1, 1))
+        found.append(Phase(replace(spec, segments=(own,)), (tuple(met),), (y, x)))
+    return found
 
 
 def conv_params(spec: ConvSpec, batch: int | None) -> LayerParams:

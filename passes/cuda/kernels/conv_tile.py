@@ -8,7 +8,7 @@ from itertools import product
 from math import ceil, prod
 
 from ttsnn.passes.cuda.gpu import Gpu
-from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec
+from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, phases
 from ttsnn.passes.cuda.kernels.mma import DEPTH
 
 __all__ = ["ConvTile", "default_tile"]
@@ -104,12 +104,16 @@ def default_tile(spec: ConvSpec, batch: int | None, gpu: Gpu) -> ConvTile:
     that take time, and split sums are looked at too.
     """
     images = (batch or 8) * (spec.T if spec.folded else 1)
-    pixels = images * prod(spec.stage.out_size)
-    best = min(_tiles(spec, gpu), key=lambda t: _cycles(t, spec, pixels, gpu))
-    threads = _blocks(best, spec, pixels) * best.threads
+    parts = [(p.spec, images * prod(p.spec.stage.out_size)) for p in phases(spec)]
+
+    def cycles(tile: ConvTile) -> float:
+        return sum(_cycles(tile, part, pixels, gpu) for part, pixels in parts)
+
+    best = min(_tiles(spec, gpu), key=cycles)
+    threads = sum(_blocks(best, part, pixels) for part, pixels in parts) * best.threads
     if batch is None or threads >= gpu.multiprocessors * gpu.hiding_threads:
         return best
-    return min(_split_tiles(spec, gpu), key=lambda t: _cycles(t, spec, pixels, gpu))
+    return min(_split_tiles(spec, gpu), key=cycles)
 
 
 def _blocks(tile: ConvTile, spec: ConvSpec, pixels: int) -> int:
