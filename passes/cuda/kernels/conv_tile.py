@@ -27,8 +27,8 @@ FETCH, SHARED_LOAD, STEP = 10, 3, 20
 """Instructions, counted in machine code but for the second, whose bandwidth is guessed: to fetch a
 vector and put it into shared memory; what a load from there stands for; the rest of a step."""
 
-ALONE = 2.0
-"""Cycles that a warp which has a scheduler to itself needs for an instruction, guessed."""
+BUSY_WARPS = 3.0
+"""Warps that a scheduler needs so that one of them can always issue an instruction, guessed."""
 
 MAX_SPLIT, MAX_THREADS, MAX_HELD = 16, 512, 88
 """Groups among which a sum is split, threads of all of them, and registers for a thread's sums and
@@ -265,7 +265,7 @@ def _cycles(tile: ConvTile, spec: ConvSpec, pixels: int, gpu: Gpu) -> float:
 
     def cycles(resident: float) -> float:
         warps = resident * tile.threads / 32 / SCHEDULERS  # of a scheduler
-        busy = max(ARRIVAL, instructions * max(warps, ALONE), fetched * resident)
+        busy = max(ARRIVAL, instructions * max(warps, BUSY_WARPS), fetched * resident)
         return START + _steps(tile, spec) * (BARRIERS + busy) + added
 
     together = max(1, together)

@@ -122,6 +122,13 @@ def test_batch_too_large_for_its_indices(monkeypatch):
         run_layers([(config, random_operands(config, 7))], symbolic=True)
 
 
+def test_more_offsets_than_bits_of_a_word():
+    """What lies outside the image is marked in words of 31 bits."""
+    row = tuple((0, x) for x in range(-17, 18))
+    plus = (*row, *((y, 0) for y in (-9, -4, 2, 7)))
+    check([layer(chain((11, 20), (4, 8), (taps,)), lif=None, T=1) for taps in (row, plus)])
+
+
 def test_nothing_is_tuned_to_zero_padding():
     """A NaN beyond an image's edge, in the next one, does not come through."""
     config = layer(chain((4, 4), (4, 8), (SQUARE,)), lif=None, T=1)

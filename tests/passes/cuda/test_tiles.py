@@ -27,6 +27,8 @@ TILES = [
     ConvTile(2, 64, 32, 16, 4, 8),
     ConvTile(4, 16, 64, 16, 4, 4),
     ConvTile(4, 8, 16, 32, 1, 4),
+    ConvTile(1, 128, 24, 24, 8, 8),
+    ConvTile(1, 128, 20, 20, 8, 4),
     ConvTile(4, 16, 32, 8, 4, 4, 3),
     ConvTile(2, 8, 16, 16, 2, 4, 4),
     ConvTile(1, 16, 16, 16, 4, 4, 8),
@@ -85,6 +87,20 @@ def test_default_tiles_fit(dtype, batch):
     assert (tile.split > 1) == (batch == 1)
     assert tile.shared_bytes(4 if dtype == "float32" else 8) <= 48 * 1024
     assert (tile.pixels * tile.channels >= 2048) == (batch == 128)
+
+
+@pytest.mark.parametrize("rank", [12, 20, 24, 48, 72])
+def test_ranks_fill_their_tiles(rank):
+    """No step and no column of zeros, and blocks enough for the schedulers."""
+    gpu = gpu_of(get_target("cuda:arch=sm_90").tvm_target)
+    (stage,) = chain((48, 48), (rank, rank), (CROSS,))
+    part = Segment(stage, 0, 1, 1, 0, "float32")
+    spec = ConvSpec(
+        (part,), 1, False, 0, "float32", None, False, ("membrane",), "float32", "float32"
+    )
+    tile = default_tile(spec, 768, gpu)
+    assert rank % tile.depth == 0
+    assert rank % tile.channels == 0
 
 
 def test_unknown_gpu():
