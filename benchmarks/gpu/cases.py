@@ -92,7 +92,7 @@ def first_cases() -> list[Case]:
 
     cases = [case("train", large, 128), case("train", small, 128)]
     cases += [case("inference", n, 1, graph=g) for n in (small, large) for g in (True, False)]
-    cases += [case("train", large, 128, "tf32"), case("train", large, 32)]
+    cases += [case("train", small, 8), case("train", large, 32), case("train", large, 128, "tf32")]
     cases += [case("inference", n, 128) for n in (small, large)]
     cases += [case("inference", small, 128, p) for p in ("tf32", "bf16")]
     return cases

@@ -74,8 +74,8 @@ def _compile(part: argparse.ArgumentParser) -> None:
     part.add_argument(
         "--check-batch",
         type=int,
-        default=32,
-        help="largest batch whose training step PyTorch computes here, to compare with (32)",
+        default=8,
+        help="largest batch whose training step PyTorch computes here, to compare with (8)",
     )
 
 

@@ -74,7 +74,7 @@ def compile_case(case: Case, folder: Path, args: argparse.Namespace) -> dict[str
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_file(state, case.weights(folder))
     if case.phase == "inference" or case.batch <= args.check_batch:
-        want = agreement.expected(case, model, *batch_of(case, model), spikes=recorded)
+        want = agreement.reference(case, model, *batch_of(case, model), spikes=recorded)
         save_arrays(want, case.file(folder, "check.safetensors"))
     return asdict(case) | {
         "plan": None if plan is None else plan.to_json(),

@@ -90,8 +90,9 @@ def check(name: str) -> dict[str, Any]:
     """Run a network on the stored input; a training step once for each stored loss and logits.
 
     Returns:
-        ``max_rel_error``: max |result − stored| / max |stored|, the largest of the results;
-        ``tolerance``, ``ok``; ``load_s``, ``call_ms`` (once all has run).
+        ``max_rel_error``: max |result − stored| / max |stored| of the result that comes closest
+        to its ``tolerance``, or is farthest beyond; ``ok``; ``load_s``, ``call_ms`` (once all has
+        run).
     """
     entry = prepare()["nets"][name]
     import numpy as np
@@ -129,13 +130,13 @@ def check(name: str) -> dict[str, Any]:
         difference = np.abs(np.asarray(got, np.float64) - want)
         relative = float(difference.max() / max(float(np.abs(want).max()), 1e-30))
         errors.append(relative if np.isfinite(relative) else float("inf"))
-    worst = max(errors)
+    worst, limit = max(zip(errors, entry["tolerance"]), key=lambda pair: pair[0] / pair[1])
     return {
         "name": name,
         "target": entry["target"],
         "max_rel_error": worst,
-        "tolerance": entry["tolerance"],
-        "ok": len(found) == len(wanted) and worst <= entry["tolerance"],
+        "tolerance": limit,
+        "ok": len(found) == len(wanted) and worst <= limit,
         "load_s": seconds,
         "call_ms": ms,
     }
@@ -168,7 +169,7 @@ def main(words: list[str] | None = None) -> int:
             else:
                 print(
                     f"{name} ({result['target']}): {'ok' if result['ok'] else 'WRONG'}, max rel "
-                    f"error {result['max_rel_error']:.2e} (at most {result['tolerance']:.0e}), "
+                    f"error {result['max_rel_error']:.2e} (at most {result['tolerance']:.1e}), "
                     f"{result['call_ms']:.2f} ms a call"
                 )
     if args.json:

@@ -31,13 +31,13 @@ class BundledNet:
         path: the ``.ttsnn`` file.
         inputs: arguments of a call.
         outputs: what it must give; of a training step loss and logits of one update, or more.
-        tolerance: largest max |result − output| / max |output|.
+        tolerance: largest max |result − output| / max |output|, of each output or of all.
     """
 
     path: Path
     inputs: Sequence[np.ndarray]
     outputs: Sequence[np.ndarray]
-    tolerance: float
+    tolerance: float | Sequence[float]
 
 
 def write_bundle(
@@ -114,7 +114,7 @@ def _fill(
             "model": manifest.model,
             "target": manifest.target["name"],
             "archs": manifest.target.get("archs", []),
-            "tolerance": net.tolerance,
+            "tolerance": _each(net.tolerance, len(net.outputs)),
         }
         _copy_device_libraries(library, manifest.target["name"])
     shutil.copyfile(_HERE / _LOADER, place / _LOADER)
@@ -132,6 +132,10 @@ def _fill(
     }
     data = {"format": 1, "python": versions, "nets": entries, "files": sizes}
     (place / "bundle.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _each(tolerance: float | Sequence[float], count: int) -> list[float]:
+    return list(tolerance) if isinstance(tolerance, Sequence) else [tolerance] * count
 
 
 def _pins() -> list[str]:
