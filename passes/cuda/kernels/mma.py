@@ -7,6 +7,8 @@ q = lane % 4, lane holds of the sums [16, 8] rows g and g + 8, columns 2q and 2q
 
 from __future__ import annotations
 
+from ttsnn.passes.cuda.kernels.mma_words import WORDS
+
 __all__ = ["DEPTH", "FUNCTIONS", "PRECISIONS", "with_functions"]
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -121,4 +123,4 @@ def with_functions(source: str) -> str:
     if "ttsnn_mma_" not in source:
         return source
     at = source.index('extern "C" __global__')
-    return source[:at] + FUNCTIONS + source[at:]
+    return source[:at] + FUNCTIONS + WORDS + source[at:]

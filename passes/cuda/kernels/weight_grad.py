@@ -1,12 +1,13 @@
 """Gradient of a convolution to its weight: a product over all pixels, in two launches.
 
-``dw[k, ci, co] = Σ x[n, h·sh + dy_k, w·sw + dx_k, ci] · dy[n, h, w, co]``. A block has a tile of
-input × output channels of one tap and a part of the pixels; the parts are then added up in order.
+``dw[k, ci, co] = Σ x[n, h·sh + dy_k, w·sw + dx_k, ci] · dy[n, h, w, co]``, a matrix
+[taps · Cin, Cout]. A block has a tile of it (:class:`GradTile`), of several taps at once where
+there are few channels, and a part of the pixels; the parts are then added up in order.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from tvm import tirx
@@ -17,185 +18,172 @@ from ttsnn.passes.contraction import stage_macs
 from ttsnn.passes.cpu.kernels.register_tile import pick
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
-from ttsnn.passes.cuda.kernels.conv_load import width_of
+from ttsnn.passes.cuda.kernels.conv_load import Rows, width_of
+from ttsnn.passes.cuda.kernels.grad_load import Operand
+from ttsnn.passes.cuda.kernels.grad_parts import sum_parts
+from ttsnn.passes.cuda.kernels.grad_sums import Fma, Mma, Sums
+from ttsnn.passes.cuda.kernels.grad_tile import GradTile, default_grad_tile
 from ttsnn.passes.layers.config import Stage
-from ttsnn.passes.tir.body import as_vector, i64, load, splat, vector
+from ttsnn.passes.tir.body import i64, load, vector
 from ttsnn.passes.tir.finished import finished
 
 __all__ = ["weight_grad"]
 
-TILE = 4
-"""Input and output channels of a thread."""
-
-DEPTH = 16
-"""Pixels that are in shared memory at once."""
-
 
 def weight_grad(
-    stage: Stage, images: int, dtype: str, gpu: Gpu, x_dtype: str | None = None
+    stage: Stage,
+    images: int,
+    dtype: str,
+    gpu: Gpu,
+    x_dtype: str | None = None,
+    precision: str = "fp32",
+    tile: GradTile | None = None,
 ) -> PrimFunc:
     """The function (x [1, R, H, W, Cin], dy [1, R, Ho, Wo, Cout], dw [taps, Cin, Cout]).
 
-    ``x_dtype`` is that of x where it differs: ``"uint8"`` for spikes.
+    Args:
+        stage: the convolution.
+        images: R.
+        dtype: of dy and dw.
+        gpu: for which GPU.
+        x_dtype: that of x where it differs: ``"uint8"`` for spikes.
+        precision: how x and dy are rounded, see ``mma.py``; sums are float32.
+        tile: how, ``default_grad_tile`` where none is given.
     """
+    x_dtype = x_dtype or dtype
+    tile = tile or default_grad_tile(stage, images, dtype, x_dtype, precision, gpu)
+    tile = replace(tile, parts=min(tile.parts, ceil(images * prod(stage.out_size) / tile.step)))
     x_shape = (1, images, *stage.in_size, stage.in_channels)
     dy_shape = (1, images, *stage.out_size, stage.out_channels)
     dw_shape = (len(stage.taps), stage.in_channels, stage.out_channels)
-    b = CudaBody(max(prod(x_shape), prod(dy_shape)))
+    size = prod(dw_shape)
+    b = CudaBody(max(prod(x_shape), prod(dy_shape), tile.parts * size))
     params = [
         tirx.decl_buffer([i64(s) for s in shape], kind, name)
         for name, shape, kind in (
-            ("x", x_shape, x_dtype or dtype),
+            ("x", x_shape, x_dtype),
             ("dy", dy_shape, dtype),
             ("dw", dw_shape, dtype),
         )
     ]
     x, dy, dw = (b.view(p, prod(p.shape), str(p.dtype), f"{p.name}_flat") for p in params)
-    k = _Kernel(b, stage, images * prod(stage.out_size), gpu.vector(dtype), dtype, x, dy, dw, gpu)
-    k.run()
+    lanes = gpu.vector(dtype)
+    out = b.alloc(tile.parts * size, dtype, "partial") if tile.parts > 1 else dw
+    down = ceil(stage.in_channels / tile.rows)
+    across = ceil(stage.out_channels / tile.columns)
+    with (
+        b.bound(len(stage.taps) // tile.taps * down * across, "blockIdx.x") as block,
+        b.bound(tile.parts, "blockIdx.y") as part,
+        b.bound(tile.threads, "threadIdx.x") as thread,
+    ):
+        place = block // across // down, block // across % down, block % across
+        _Block(b, stage, images, tile, lanes, dtype, precision, thread, part, *place).run(
+            x, dy, out
+        )
+    if tile.parts > 1:
+        sum_parts(b, tile.parts, size, out, dw, dtype, lanes)
     return finished(b, params, "weight_grad", images * stage_macs(stage))
 
 
-def _side(channels: int) -> int:
-    """Channels of a block."""
-    return next((s for s in (16, 32) if channels <= s), 64)
-
-
 @dataclass
-class _Kernel:
+class _Block:
+    """What one block does."""
+
     b: CudaBody
     stage: Stage
-    pixels: int
+    images: int
+    tile: GradTile
     lanes: int
     dtype: str
-    x: Var
-    dy: Var
-    dw: Var
-    gpu: Gpu
+    precision: str
+    thread: Expr
+    part: Expr
+    tap: Expr
+    down: Expr
+    across: Expr
 
-    def run(self) -> None:
-        """Both launches."""
-        b, s = self.b, self.stage
-        self.rows, self.columns = _side(s.in_channels), _side(s.out_channels)
-        self.threads = (self.rows // TILE) * (self.columns // TILE)
-        down, across = ceil(s.in_channels / self.rows), ceil(s.out_channels / self.columns)
-        tiles = len(s.taps) * down * across
-        wanted = ceil(4 * self.gpu.multiprocessors / tiles)
-        parts = max(1, min(wanted, self.pixels // (8 * DEPTH)))
-        size = len(s.taps) * s.in_channels * s.out_channels
-        out = b.alloc(parts * size, self.dtype, "partial") if parts > 1 else self.dw
-        with (
-            b.bound(tiles, "blockIdx.x") as tile,
-            b.bound(parts, "blockIdx.y") as part,
-            b.bound(self.threads, "threadIdx.x") as thread,
-        ):
-            self._block(
-                tile // across // down,
-                tile // across % down,
-                tile % across,
-                part,
-                parts,
-                thread,
-                out,
-                size,
-            )
-        if parts > 1:
-            with b.each(size) as at:
-                total = b.alloc(1, self.dtype, "total", "local")
-                b.store(total, splat(0.0, self.dtype, 1), b.at(0))
-                with b.loop(parts, "part") as p:
-                    value = load(total, b.at(0)) + load(out, p * size + at)
-                    b.store(total, value, b.at(0))
-                b.store(self.dw, load(total, b.at(0)), at)
-
-    def _block(
-        self,
-        tap: Expr,
-        down: Expr,
-        across: Expr,
-        part: Expr,
-        parts: int,
-        thread: Expr,
-        out: Var,
-        size: int,
-    ) -> None:
-        b, s = self.b, self.stage
-        x_shared = b.alloc(DEPTH * self.rows, self.dtype, "x_shared", "shared")
-        g_shared = b.alloc(DEPTH * self.columns, self.dtype, "g_shared", "shared")
-        sums = b.alloc(TILE * TILE, self.dtype, "sums", "local")
-        tap = b.bind(tap, "tap")
-        ci0, co0 = b.bind(down * self.rows, "ci0"), b.bind(across * self.columns, "co0")
-        dy = b.bind(pick(tap, [t[0] for t in s.taps]), "dy")
-        dx = b.bind(pick(tap, [t[1] for t in s.taps]), "dx")
-        low = b.bind(part * (self.pixels // parts), "low")
-        high = b.bind(
-            tirx.Select(part == parts - 1, b.at(self.pixels), low + self.pixels // parts), "high"
+    def run(self, x_flat: Var, dy_flat: Var, out: Var) -> None:
+        """The sums of the block's pixels, stored as a part of ``out``."""
+        b, s, tile = self.b, self.stage, self.tile
+        self.tap = b.bind(self.tap * tile.taps, "first_tap")
+        self.row = b.bind(self.down * tile.rows, "first_row")
+        self.column = b.bind(self.across * tile.columns, "first_column")
+        shared = b.alloc(tile.shared_elements(), self.dtype, "shared", "shared")
+        x_stride, dy_stride = tile.strides
+        x_rows = Rows(shared, b.at(0), x_stride)
+        dy_rows = Rows(shared, b.at(tile.lines * x_stride), dy_stride)
+        packed = f"ttsnn_word_{self.precision}" if tile.pack else ""
+        common = (self.thread, self.lanes, self.dtype, packed)
+        result = Stage(((0, 0),), s.out_size, s.out_size, s.out_channels, s.out_channels)
+        x = Operand(
+            b, s, self._taps(), tile, tile.rows, x_flat, x_rows, self.images, self.row, *common
         )
-        groups = self.columns // TILE
-        i0, j0 = b.bind(thread // groups * TILE, "i0"), b.bind(thread % groups * TILE, "j0")
-        with b.loop(TILE * TILE, "i", "unrolled") as i:
-            b.store(sums, splat(0.0, self.dtype, 1), i)
-        with b.loop((high - low + (DEPTH - 1)) // DEPTH, "step") as step:
-            first = b.bind(low + step * DEPTH, "first")
-            self._fill(x_shared, self.rows, thread, first, high, s.in_channels, ci0, (dy, dx))
-            self._fill(g_shared, self.columns, thread, first, high, s.out_channels, co0, None)
-            with b.loop(DEPTH, "k", "unrolled") as k:
-                a = b.alloc(TILE, self.dtype, "a", "local")
-                g = b.alloc(TILE, self.dtype, "g", "local")
-                for held, shared, width, at in (
-                    (a, x_shared, self.rows, i0),
-                    (g, g_shared, self.columns, j0),
-                ):
-                    with b.loop(TILE // self.lanes, "v", "unrolled") as v:
-                        value = load(shared, vector(k * width + at + v * self.lanes, self.lanes))
-                        b.store(held, value, vector(v * self.lanes, self.lanes))
-                with b.loop(TILE, "i", "unrolled") as i, b.loop(TILE, "j", "unrolled") as j:
-                    value = load(sums, i * TILE + j) + load(a, i) * load(g, j)
-                    b.store(sums, value, i * TILE + j)
-        base = b.bind(part * size + tap * (s.in_channels * s.out_channels), "base")
-        with b.loop(TILE, "i", "unrolled") as i, b.loop(TILE, "j", "unrolled") as j:
-            ci, co = b.bind(ci0 + i0 + i, "ci"), b.bind(co0 + j0 + j, "co")
-            with b.when(tirx.all(ci < s.in_channels, co < s.out_channels)):
-                b.store(out, load(sums, i * TILE + j), base + ci * s.out_channels + co)
+        dy = Operand(
+            b,
+            result,
+            [(0, 0)],
+            tile,
+            tile.columns,
+            dy_flat,
+            dy_rows,
+            self.images,
+            self.column,
+            *common,
+        )
+        sums = self._sums()
+        total = ceil(self.images * prod(s.out_size) / tile.step)
+        begin = b.bind(self.part * total // tile.parts, "begin")
+        end = b.bind((self.part + 1) * total // tile.parts, "end")
+        first = b.bind(begin * tile.step, "first")
+        x.locate(first)
+        x.fetch(first)
+        dy.fetch(first)
+        with b.loop(end - begin, "step") as step:
+            x.put()
+            dy.put()
+            with b.when(step + 1 < end - begin):
+                x.advance()
+                ahead = b.bind(first + (step + 1) * tile.step, "ahead")
+                x.fetch(ahead)
+                dy.fetch(ahead)
+            sums.multiply(x_rows, dy_rows)
+        sums.add_up(shared)
+        self._store(sums, out)
 
-    def _fill(
-        self,
-        shared: Var,
-        width: int,
-        thread: Expr,
-        first: Expr,
-        high: Expr,
-        channels: int,
-        c0: Expr,
-        tap: tuple[Expr, Expr] | None,
-    ) -> None:
-        """Shared memory ← [DEPTH, width] of x under a tap, or of dy; zeros outside."""
-        b, s = self.b, self.stage
-        vec = width_of(channels, self.lanes)
-        per_row = width // vec
-        with b.loop(ceil(DEPTH * per_row / self.threads), "i", "unrolled") as i:
-            item = b.bind(thread + i * self.threads, "item")
-            k, c = b.bind(item // per_row, "k"), b.bind(item % per_row * vec, "c")
-            pixel = b.bind(first + k, "pixel")
-            inside = [pixel < high, c0 + c < channels]
-            if tap is None:
-                at = pixel
-            else:
-                rest = b.bind(pixel % prod(s.out_size), "rest")
-                y = b.bind(rest // s.out_size[1] * s.strides[0] + tap[0], "y")
-                x = b.bind(rest % s.out_size[1] * s.strides[1] + tap[1], "x")
-                inside += [y >= 0, y < s.in_size[0], x >= 0, x < s.in_size[1]]
-                image = pixel // prod(s.out_size)
-                at = b.bind((image * s.in_size[0] + y) * s.in_size[1] + x, "at")
-            source = self.dy if tap is None else self.x
-            value = load(source, vector(at * channels + c0 + c, vec))
-            zero = splat(tirx.const(0, str(source.dtype)), str(source.dtype), vec)
-            value = tirx.if_then_else(tirx.all(*inside), value, zero)
-            if str(source.dtype) != self.dtype:
-                value = value.astype(as_vector(self.dtype, vec))
-            to = vector(k * width + c, vec)
-            if DEPTH * per_row % self.threads:
-                with b.when(k < DEPTH):
-                    b.store(shared, value, to)
-            else:
-                b.store(shared, value, to)
+    def _taps(self) -> list[tuple[int | Expr, int | Expr]]:
+        """Those of the block: numbers where it has all."""
+        b, taps = self.b, self.stage.taps
+        if self.tile.taps == len(taps):
+            return list(taps)
+        picked = []
+        for i in range(self.tile.taps):
+            of = [[t[axis] for t in taps[i :: self.tile.taps]] for axis in (0, 1)]
+            group = self.tap // self.tile.taps
+            dy, dx = (pick(group, values) for values in of)
+            picked.append((b.bind(dy, "dy"), b.bind(dx, "dx")))
+        return picked
+
+    def _sums(self) -> Sums:
+        args = (self.b, self.tile, self.thread, self.dtype, self.lanes)
+        return Mma(*args, self.precision) if self.tile.pack else Fma(*args)
+
+    def _store(self, sums: Sums, out: Var) -> None:
+        """The first group's sums, those of them that the gradient has."""
+        b, s, tile = self.b, self.stage, self.tile
+        vec = width_of(s.out_channels, 2 if tile.pack else self.lanes)
+        size = len(s.taps) * s.in_channels * s.out_channels
+        base = b.bind(self.part * size + self.tap * (s.in_channels * s.out_channels), "base")
+        with (
+            b.when(sums.part < 1),
+            b.loop(tile.own_rows, "r", "unrolled") as r,
+            b.loop(tile.own_columns // vec, "c", "unrolled") as c,
+        ):
+            row, column = b.bind(sums.row(r), "row"), b.bind(sums.column(c * vec), "column")
+            channel = b.bind(self.row + row % tile.rows, "ci")
+            to = b.bind(self.column + column, "co")
+            inside = [row < tile.height, channel < s.in_channels]
+            inside += [column < tile.columns, to < s.out_channels]
+            at = base + (row // tile.rows * s.in_channels + channel) * s.out_channels + to
+            with b.when(tirx.all(*inside)):
+                value = load(sums.held, vector(sums.at(r, c * vec), vec))
+                b.store(out, value, vector(at, vec))

@@ -41,8 +41,7 @@ class ToCudaTrainingKernels(ModulePass):
 
     Args:
         target: the GPU.
-        precision: of the products of convolutions and of gradients to their inputs, see
-            ``LayersToKernels``; gradients to weights are not rounded.
+        precision: of the products of convolutions and of their gradients, see ``LayersToKernels``.
     """
 
     def __init__(self, target: tvm.target.Target, precision: str = "fp32") -> None:
@@ -94,9 +93,10 @@ class _Kernels(TrainingKernels):
     def product_sums(self, link: Link, x: relax.Var, dy: relax.Var) -> relax.Var:
         """See :class:`TrainingKernels`."""
         stage, dtype, images = link.whole, dtype_of(dy), known_dims(x)[1]
+        precision = self.precision if dtype == "float32" else "fp32"
         return self.call(
-            ("weight_grad", stage, images, dtype, dtype_of(x)),
-            lambda: weight_grad(stage, images, dtype, self.gpu, dtype_of(x)),
+            ("weight_grad", stage, images, dtype, dtype_of(x), precision),
+            lambda: weight_grad(stage, images, dtype, self.gpu, dtype_of(x), precision),
             [x, dy],
             [(len(stage.taps), stage.in_channels, stage.out_channels)],
             dtype,

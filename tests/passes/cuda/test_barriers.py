@@ -8,10 +8,14 @@ import pytest
 import tvm
 
 from ttsnn.cuda import emulator
+from ttsnn.errors import DeviceError
 from ttsnn.passes.cuda.emulated import EmulatedCudaTarget
+from ttsnn.passes.cuda.kernels.grad_tile import GradTile
+from ttsnn.passes.layers.config import Stage
 
 from ..cpu_kernels.oracle import CROSS, chain, layer, random_operands  # noqa: TID252
 from .emulated import run_layers
+from .test_weight_grad import check, gradients, operands
 
 
 class Careless(EmulatedCudaTarget):
@@ -42,4 +46,19 @@ def test_a_missing_barrier_is_noticed(left_out):
     with pytest.raises(tvm.error.InternalError, match="other results when its threads run in rev"):
         run_layers([(config, operands)], target=target)
     assert target.found == 4
+    emulator.take_report()
+
+
+@pytest.mark.parametrize("left_out", range(9))
+def test_a_missing_barrier_of_a_weight_gradient(left_out):
+    """Around the operands, around the sums that groups hand over, and before the parts' sum."""
+    stage = Stage(CROSS, (6, 6), (6, 6), 12, 12)
+    tile = GradTile(5, 12, 12, 4, 4, 4, 5, 3)
+    target = Careless({"memory": "exact"})
+    target.left_out = left_out
+    case = (stage, *operands(stage, 3, "float32"), tile)
+    # other bits in another order, or memory that nobody wrote yet
+    with pytest.raises((tvm.error.InternalError, DeviceError, AssertionError)):
+        check([case], gradients([case], "float32", target=target), 1e-5)
+    assert target.found == 9
     emulator.take_report()

@@ -22,10 +22,12 @@ BITS = {"tf32": 10, "bf16": 7, "fp16": 10}
 
 
 def rounded(x, precision):
-    """float32 with so many bits behind the point, in float64."""
+    """float32 with so many bits behind the point, in float64; tf32 rounds halves away from 0."""
     mantissa, exponent = np.frexp(x.astype(np.float64))
-    scale = 2.0 ** (BITS[precision] + 1)
-    return np.ldexp(np.round(mantissa * scale) / scale, exponent)
+    scaled = mantissa * 2.0 ** (BITS[precision] + 1)
+    nearest = np.copysign(np.floor(np.abs(scaled) + 0.5), scaled)
+    whole = nearest if precision == "tf32" else np.round(scaled)
+    return np.ldexp(whole, exponent - BITS[precision] - 1)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
