@@ -260,7 +260,7 @@ class _Case:
         step += together * min(busy, fetched) / 4  # not all of it at the same time
         steps = ceil(ceil(self.pixels / tile.step) / tile.parts)
         added = 8 * tile.sums * tile.split.bit_length()
-        total = ceil(each / together) * (START + steps * step + added)
+        total: float = ceil(each / together) * (START + steps * step + added)
         if tile.parts > 1:
             elements = len(s.taps) * s.in_channels * s.out_channels * tile.parts
             moved = 4 * elements * self.itemsize / (self.gpu.multiprocessors * self.gpu.l2_bytes)
@@ -274,9 +274,9 @@ class _Case:
             products, loads = FRAGMENT * down * across, SCHEDULERS * (4 * down + 2 * across)
             return tile.depth / (8 * tile.pack) * max(products, loads)
         slow = 2 if self.lanes == 2 else 128 / self.gpu.lanes
-        loads = (tile.own_rows + tile.own_columns) / self.lanes
+        vectors = (tile.own_rows + tile.own_columns) / self.lanes
         # an access to shared memory of 16 bytes keeps it for two cycles, for all schedulers
-        return tile.depth * max(tile.sums * slow + loads, 2 * SCHEDULERS * loads)
+        return tile.depth * max(tile.sums * slow + vectors, 2 * SCHEDULERS * vectors)
 
 
 def _shares(channels: int, width: int, most: int) -> list[int]:
