@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import tvm
 from tvm import relax
+from tvm.relax.op._op_gradient import matmul_grad
 
 from ttsnn.errors import PassError
 from ttsnn.ops import conv2d_backward_data, conv2d_backward_weight
@@ -70,6 +71,26 @@ def _conv2d(call: tvm.ir.Call, grad: relax.Expr, bb: relax.BlockBuilder) -> list
         conv2d_backward_data(w, grad, _shape(x)[2:], **geometry),
         conv2d_backward_weight(x, grad, _shape(w)[2:], **geometry),
     ]
+
+
+@_register("matmul")
+def _matmul(call: tvm.ir.Call, grad: relax.Expr, bb: relax.BlockBuilder) -> list[relax.Expr]:
+    """Of [..., k] times a matrix: two products of matrices; TVM's own gradient for the rest.
+
+    TVM would sum a product for each of the leading axes.
+    """
+    a, b = call.args
+    if a.ty.ndim < 3 or b.ty.ndim != 2:
+        return matmul_grad(None, call, grad, bb)
+
+    def matrix(x: relax.Expr) -> relax.Expr:
+        shape = _shape(x)
+        return bb.emit(relax.op.reshape(x, [math.prod(shape[:-1]), shape[-1]]))
+
+    flat = matrix(grad)
+    da = relax.op.matmul(flat, bb.emit(relax.op.permute_dims(b, [1, 0])))
+    db = relax.op.matmul(bb.emit(relax.op.permute_dims(matrix(a), [1, 0])), flat)
+    return [relax.op.reshape(bb.emit(da), a.ty.shape), db]
 
 
 @_register("grad.no_grad")

@@ -9,12 +9,12 @@ import tvm
 from tvm import relax
 
 from ttsnn.passes.cpu.training.kernels import CpuKernels
-from ttsnn.passes.cpu.training.linear import LINEAR_HANDLERS
 from ttsnn.passes.module_pass import ModulePass
 from ttsnn.passes.shapes import known_dims
 from ttsnn.passes.training_kernels.calls import dtype_of
 from ttsnn.passes.training_kernels.convolutions import ConvLowering
 from ttsnn.passes.training_kernels.images import BatchNormGrad, Image
+from ttsnn.passes.training_kernels.linear import LINEAR_HANDLERS
 from ttsnn.passes.training_kernels.link import Link
 from ttsnn.passes.training_kernels.lowering import rewrite_functions
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import tvm
 from tvm import relax
@@ -22,6 +23,7 @@ from ttsnn.passes.training_kernels.arrays import Shape
 from ttsnn.passes.training_kernels.calls import TrainingKernels, dtype_of
 from ttsnn.passes.training_kernels.convolutions import ConvLowering
 from ttsnn.passes.training_kernels.images import Image
+from ttsnn.passes.training_kernels.linear import LINEAR_HANDLERS
 from ttsnn.passes.training_kernels.link import Link
 from ttsnn.passes.training_kernels.lowering import rewrite_functions
 from ttsnn.passes.training_kernels.weight_map import WeightMap
@@ -143,7 +145,9 @@ class _Kernels(TrainingKernels):
 
 
 class _CudaLowering(ConvLowering):
-    """Chains of a tensor-train layer by a kernel for each link."""
+    """Chains of a tensor-train layer by a kernel for each link, and products of matrices."""
+
+    handlers: ClassVar = {**ConvLowering.handlers, **LINEAR_HANDLERS}
 
     def _chain(
         self, call: relax.Call, part: int, links: list[Link], x: relax.Var

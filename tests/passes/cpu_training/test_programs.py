@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ttsnn.models import LIF, TTConv2d
+from ttsnn.models import LIF, TTConv2d, TTLinear
 
 
 def inputs(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -157,3 +157,24 @@ def test_pools_and_head(tools, pool):
 def test_batch_norm_far_from_zero(tools):
     x = 1e4 + inputs(2, 3, 5, 5)
     tools.check(nn.BatchNorm2d(3).double(), x, tol=1e-7)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_fully_connected(tools, batch):
+    """Products with one column or row, rectifiers, a tensor train, on [T, N, features]."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 6))
+            self.lif, self.train_of_cores = LIF(), TTLinear((3, 2), (5, 4), 3)
+            self.narrow, self.head = nn.Linear(20, 1), nn.Linear(1, 3, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.lif(2 * self.wide(x)) + x[..., :6]
+            return self.head(torch.relu(self.narrow(self.train_of_cores(y)) + 1)).mean(0)
+
+    torch.manual_seed(5)
+    program = tools.check(Model().double(), inputs(3, batch, 12))
+    assert all(k.scheduled for k in program.kernels)
+    assert "matmul" not in {k.rule for k in program.kernels}

@@ -27,6 +27,7 @@ from ..cpu_training.test_programs import (  # noqa: TID252  # the CPU's programs
     inputs,
     test_batch_norm_far_from_zero,
     test_dense_conv,
+    test_fully_connected,
     test_many_steps_without_batch_norm,
     test_neuron_after_batch_norm,
     test_pools_and_head,
@@ -38,6 +39,7 @@ from .emulated import emulated
 __all__ = [
     "test_batch_norm_far_from_zero",
     "test_dense_conv",
+    "test_fully_connected",
     "test_many_steps_without_batch_norm",
     "test_neuron_after_batch_norm",
     "test_pools_and_head",
