@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpu.cases import LR, MOMENTUM, Case, twin
+from gpu.cases import LR, MOMENTUM, Case
 from gpu.contenders import Setting
 
 UPDATES = 2
@@ -93,7 +93,7 @@ def check(setting: Setting) -> dict[str, Any]:
         want, against = load_file(stored), "stored"
     else:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        model = twin(case, setting.plan, folder).to(setting.device)
+        model = setting.twin()
         want = reference(case, model, setting.x, setting.labels, spikes=False)
         against = "PyTorch here"
         del model
@@ -118,21 +118,15 @@ def check(setting: Setting) -> dict[str, Any]:
 
 def _computed(setting: Setting) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Results of the compiled program, and spikes where they are recorded."""
-    from ttsnn.runtime.net import load
-    from ttsnn.runtime.step_file import load_step
-
-    case, folder = setting.case, setting.folder
-    if case.phase == "train":
-        step = load_step(case.file(folder, "ttsnn"))
-        told = [step(setting.x, setting.labels, LR) for _ in range(UPDATES)]
+    program = setting.compiled()
+    if setting.case.phase == "train":
+        told = [program(setting.x, setting.labels, LR) for _ in range(UPDATES)]
         return [_array(v) for pair in told for v in pair], []
-    net = load(case.file(folder, "ttsnn"))
-    net(setting.x)  # with graph=on the first call captures, the second replays
-    logits = [_array(net(setting.x))]
-    recording = case.file(folder, "spikes.ttsnn")
-    if not recording.exists():
+    program(setting.x)  # with graph=on the first call captures, the second replays
+    logits = [_array(program(setting.x))]
+    if "spikes.ttsnn" not in setting.about["artifacts"]:
         return logits, []
-    net = load(recording)
+    net = setting.compiled("spikes.ttsnn")
     results = dict(zip((s.name for s in net.outputs), net(setting.x), strict=True))
     return logits, [_array(results[name]) != 0 for name in net.manifest.spikes]
 

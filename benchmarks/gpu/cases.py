@@ -48,11 +48,6 @@ class Case:
         """``kind``: ``ttsnn``, ``spikes.ttsnn`` or ``check.safetensors``."""
         return folder / f"{self.name}.{kind}"
 
-    def weights(self, folder: Path) -> Path:
-        """The PyTorch network's weights, which several cases share."""
-        name = f"{self.network}-{self.mode}-{self.dataset}-T{self.T}.weights.safetensors"
-        return folder / name
-
     @classmethod
     def of(cls, about: dict[str, Any]) -> Case:
         """The case that an entry of the index is of."""
@@ -135,17 +130,15 @@ def dense_network(case: Case, *, calibrated: bool = True) -> torch.nn.Module:
     return models.create(case.network, case.dataset, T=case.T, calibrated=calibrated)
 
 
-def twin(case: Case, plan: dict | None, folder: Path) -> torch.nn.Module:
+def twin(case: Case, plan: dict | None, weights: dict[str, np.ndarray]) -> torch.nn.Module:
     """The PyTorch network that was compiled, with its weights."""
-    from safetensors.torch import load_file
-
     from ttsnn import models
     from ttsnn.plans import TTPlan
 
     model = dense_network(case, calibrated=False)
     if plan is not None:
         model = models.apply_plan(model, TTPlan.from_json(plan), init="fresh")
-    model.load_state_dict(load_file(case.weights(folder)))
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
     return model
 
 

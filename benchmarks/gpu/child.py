@@ -28,8 +28,8 @@ CHECK = "check"
 def run_child(args: argparse.Namespace) -> int:
     """Measure the contenders of one case; writes ``args.row`` after each."""
     about = next(a for a in read_index(args.folder) if Case.of(a).name == args.case)
-    case, clock, row = Case.of(about), Clock(args.device), Row(args.row)
-    setting = Setting.of(case, about["plan"], args.folder, args.device)
+    clock, row = Clock(args.device), Row(args.row)
+    setting = Setting.of(about, args.folder, args.device)
     for name in args.contenders:
         with row.running(name), time_limit(args.contender_seconds):
             if name == CHECK:

@@ -13,6 +13,7 @@ import torch
 
 from gpu import agreement
 from gpu.cases import INDEX, MOMENTUM, Case, batch_of, dense_network, first_cases, grid
+from gpu.store import Store, strip
 
 CALIBRATION = 8  # samples; the same weights at every batch size
 
@@ -43,10 +44,11 @@ def lowered_of(case: Case, program: Any, target: Any) -> Any:
     return target.lower_training(step)
 
 
-def compile_case(case: Case, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def compile_case(
+    case: Case, folder: Path, store: Store, args: argparse.Namespace
+) -> dict[str, Any]:
     """Write a case's files, and what ``run`` wants to know of it."""
     from safetensors.numpy import save_file as save_arrays
-    from safetensors.torch import save_file
 
     from ttsnn.driver import build
     from ttsnn.passes.traffic import traffic
@@ -71,13 +73,15 @@ def compile_case(case: Case, folder: Path, args: argparse.Namespace) -> dict[str
         save_step(step, file, model=case.name)
     seconds = time.perf_counter() - start
     kernels = traffic(lowered_of(case, program, target))
-    state = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(state, case.weights(folder))
+    kinds = ("ttsnn", *(["spikes.ttsnn"] if recorded else []))
+    artifacts = {kind: strip(case.file(folder, kind), store) for kind in kinds}
     if case.phase == "inference" or case.batch <= args.check_batch:
         want = agreement.reference(case, model, *batch_of(case, model), spikes=recorded)
         save_arrays(want, case.file(folder, "check.safetensors"))
     return asdict(case) | {
         "plan": None if plan is None else plan.to_json(),
+        "artifacts": artifacts,
+        "weights": store.add({k: v.numpy() for k, v in model.state_dict().items()}),
         "macs": sum(k.macs for k in kernels),
         "bytes": sum(k.bytes for k in kernels),
         "launches": sum(k.calls for k in kernels),
@@ -94,9 +98,10 @@ def compile_all(args: argparse.Namespace) -> int:
     else:
         lists = (args.phases, args.networks, args.modes, args.batches, args.timesteps)
         cases = grid(*lists, args.precisions, args.dataset)
-    done = []
+    done, store = [], Store(args.folder)
     for case in cases:
-        done.append(compile_case(case, args.folder, args))
+        done.append(compile_case(case, args.folder, store, args))
+        store.save()
         size = done[-1]["file_bytes"] / 2**20
         print(f"{case.name}: {done[-1]['compile_s']:.0f} s, {size:.1f} MiB", flush=True)
         (args.folder / INDEX).write_text(json.dumps(done, indent=1))

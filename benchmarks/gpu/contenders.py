@@ -11,26 +11,46 @@ import torch
 
 from gpu.cases import LR, MOMENTUM, Case, batch_of, dense_network, twin
 from gpu.names import OURS
+from gpu.store import Store, loaded
 
 Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One case on one device, and what its contenders share."""
+    """One case on one device, and what its contenders share.
+
+    Attributes:
+        case: the case.
+        about: its entry in the index.
+        folder: where its files are.
+        device: PyTorch's.
+        x, labels: there.
+    """
 
     case: Case
-    plan: dict | None
+    about: dict[str, Any]
     folder: Path
     device: str
     x: torch.Tensor
     labels: torch.Tensor
 
     @classmethod
-    def of(cls, case: Case, plan: dict | None, folder: Path, device: str) -> Setting:
+    def of(cls, about: dict[str, Any], folder: Path, device: str) -> Setting:
         """With the inputs on the device."""
+        case = Case.of(about)
         x, labels = batch_of(case, dense_network(case, calibrated=False))
-        return cls(case, plan, folder, device, x.to(device), labels.to(device))
+        return cls(case, about, folder, device, x.to(device), labels.to(device))
+
+    def twin(self) -> torch.nn.Module:
+        """The PyTorch network that was compiled, on the device."""
+        weights = Store(self.folder).get(self.about["weights"])
+        return twin(self.case, self.about["plan"], weights).to(self.device)
+
+    def compiled(self, kind: str = "ttsnn") -> Any:
+        """The compiled network or step; ``"spikes.ttsnn"``: that which returns spikes."""
+        names = self.about["artifacts"][kind]
+        return loaded(self.case.file(self.folder, kind), names, Store(self.folder))
 
 
 def make(name: str, setting: Setting) -> Call:
@@ -44,15 +64,10 @@ def make(name: str, setting: Setting) -> Call:
 
 def ours(setting: Setting) -> Call:
     """The compiled program."""
-    from ttsnn.runtime.net import load
-    from ttsnn.runtime.step_file import load_step
-
-    file = setting.case.file(setting.folder, "ttsnn")
+    program = setting.compiled()
     if setting.case.phase == "inference":
-        net = load(file)
-        return lambda: net(setting.x)
-    step = load_step(file)
-    return lambda: step(setting.x, setting.labels, LR)[0]
+        return lambda: program(setting.x)
+    return lambda: program(setting.x, setting.labels, LR)[0]
 
 
 def peer(name: str, setting: Setting) -> Call:
@@ -61,8 +76,7 @@ def peer(name: str, setting: Setting) -> Call:
 
     case = setting.case
     dense, plain = name.startswith("dense_"), name.removeprefix("dense_")
-    model = dense_network(case) if dense else twin(case, setting.plan, setting.folder)
-    model = model.to(setting.device)
+    model = dense_network(case).to(setting.device) if dense else setting.twin()
     set_time_execution(model, "loop" if plain.endswith("loop") else "folded")
     call: Callable[[torch.Tensor], Any] = model
     if plain == "spikingjelly":

@@ -23,6 +23,7 @@ from gpu.cases import INDEX, Case, read_index
 from gpu.child import CHECK
 from gpu.limits import shares
 from gpu.names import ORDER, OURS
+from gpu.store import FILE
 
 ENTRY = Path(__file__).with_name("__main__.py")
 STARTING = 10.0  # seconds under which no process is started any more
@@ -66,22 +67,21 @@ def _cases(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str | None]:
     except (ValueError, TypeError) as error:
         return [], f"{index} is damaged ({error}); copy the folder again"
     cases = [a for a in cases if fnmatch(Case.of(a).name, args.only)]
-    lacking = [
-        str(file)
-        for case in map(Case.of, cases)
-        for file in (case.file(args.folder, "ttsnn"), case.weights(args.folder))
-        if not file.is_file()
+    files = [
+        args.folder / FILE,
+        *(Case.of(a).file(args.folder, k) for a in cases for k in a["artifacts"]),
     ]
+    lacking = [file for file in files if not file.is_file()]
     if lacking:
         return [], f"{lacking[0]} is missing; copy the folder again"
     if not cases:
         return [], f"{index} has no case whose name fits {args.only!r}"
     if not args.out.absolute().parent.is_dir():
         return [], f"{args.out}: its folder does not exist"
-    return cases, _unfit([Case.of(a) for a in cases], args.folder)
+    return cases, _unfit(cases, args.folder)
 
 
-def _unfit(cases: list[Case], folder: Path) -> str | None:
+def _unfit(cases: list[dict[str, Any]], folder: Path) -> str | None:
     """Which file is damaged, or why this machine cannot run what it holds."""
     from safetensors import SafetensorError, safe_open
 
@@ -90,13 +90,13 @@ def _unfit(cases: list[Case], folder: Path) -> str | None:
     from ttsnn.runtime.devices import place_of
 
     targets: dict[str, dict] = {}
-    for case in cases:
+    for about in cases:
+        case = Case.of(about)
         try:
-            for kind in ("ttsnn", "spikes.ttsnn"):
-                if kind == "ttsnn" or case.file(folder, kind).exists():
-                    artifact = read_artifact(case.file(folder, kind))
-                    targets[json.dumps(artifact.manifest.target)] = artifact.manifest.target
-            for file in (case.weights(folder), case.file(folder, "check.safetensors")):
+            for kind in about["artifacts"]:
+                artifact = read_artifact(case.file(folder, kind))
+                targets[json.dumps(artifact.manifest.target)] = artifact.manifest.target
+            for file in (folder / FILE, case.file(folder, "check.safetensors")):
                 if file.exists():
                     with safe_open(file, "numpy"):
                         pass

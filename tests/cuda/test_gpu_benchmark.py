@@ -19,7 +19,7 @@ from ttsnn.runtime.bundle import BundledNet, write_bundle
 ENTRY = Path(__file__).parents[2] / "benchmarks" / "gpu"
 sys.path.insert(0, str(ENTRY.parent))
 
-from gpu import agreement, cases, command, summary  # noqa: E402
+from gpu import agreement, cases, command, store, summary  # noqa: E402
 
 TORCH = [  # what importing PyTorch needs
     "torch",
@@ -100,8 +100,8 @@ def test_from_a_bundle(compiled, tmp_path):
     absent = "import importlib.util as u; print([*map(u.find_spec, ('tvm', 'ttsnn'))])"
     told = subprocess.run([python, "-c", absent], capture_output=True, text=True, check=True)
     assert told.stdout == "[None, None]\n"
-    nets = {"net": BundledNet(compiled / f"{NAMES[1]}.ttsnn", [], [], 1.0)}
-    write_bundle(tmp_path / "b", nets, extra=[ENTRY, compiled])
+    code = compiled / f"{NAMES[1]}.ttsnn"
+    write_bundle(tmp_path / "b", {"net": BundledNet(code, [], [], 1.0)}, extra=[ENTRY, compiled])
     (tmp_path / "b" / compiled.name).rename(tmp_path / "b" / "cases")
     words = [python, str(tmp_path / "b" / "gpu"), "run", "--device", "cpu", "--only", "train*"]
     words += ["--contenders", "ttsnn,dense_folded", "--repeats", "1", "--seconds", "0"]
@@ -171,7 +171,7 @@ def test_what_is_refused(copied, tmp_path, capsys):
     assert "cases.json is missing" in refused(tmp_path, *cpu)
     assert "no case whose name fits 'vgg'" in refused(copied, "--only", "vgg", *cpu)
     assert "its folder does not exist" in refused(copied, "--out", tmp_path / "a" / "b", *cpu)
-    weights = next(copied.glob("*.weights.safetensors"))
+    weights = copied / store.FILE
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
     assert f"{weights}: damaged" in refused(copied, *cpu)
@@ -190,6 +190,19 @@ def test_the_most_important_cases_come_first():
     assert first[0] == cases.Case("train", "ms_resnet34", "ptt", 128, 6, "fp32", "ncaltech101")
     assert all(c.graph and c.batch == 1 for c in first[1:3])
     assert {c.network for c in first[1:3]} == {"ms_resnet18", "ms_resnet34"}
+
+
+def test_tensors_are_stored_once(tmp_path):
+    first = store.Store(tmp_path)
+    a, b = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(3, 2)
+    names = first.add({"a": a, "b": b, "again": a.copy(), "scalar": np.float32(2)})
+    assert len(set(names.values())) == 3
+    first.save()
+    found = store.Store(tmp_path).get(names)
+    for name, value in (("a", a), ("b", b), ("again", a), ("scalar", np.float32(2))):
+        np.testing.assert_array_equal(found[name], value)
+    with pytest.raises(KeyError):
+        first.get({"a": "none"})
 
 
 def test_summary_of_a_claim():
@@ -215,4 +228,4 @@ def test_roofline(capsys):
     total = [float(v) for v in lines[-1].split()[1:]]
     assert lines[-1].startswith("all")
     assert total[0] == sum(int(line.split()[1]) for line in lines[2:-1]) > 10
-    assert total[3] >= total[0] * 2e-6 * 1e3 * 0.99
+    assert total[3] + 0.005 >= total[0] * 2e-6 * 1e3  # printed with two digits
