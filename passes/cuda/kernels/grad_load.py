@@ -193,13 +193,13 @@ class Operand:
 
         if not self.packed and not self.bytes:
             return load(self.held, vector(item(0) + v, some))
+        exact = self.bytes and self.pack == 1  # a byte alone is not rounded
         made = b.alloc(some, self.dtype, "made", "local")
         for c in range(v, v + some):
             numbers = [self._number(item(e), c) for e in range(self.pack)]
-            value = (
-                tirx.call_extern("float32", self.packed, *numbers) if self.packed else numbers[0]
-            )
-            b.store(made, value, b.at(c - v))
+            if self.packed and not exact:
+                numbers = [tirx.call_extern("float32", self.packed, *numbers)]
+            b.store(made, numbers[0], b.at(c - v))
         return load(made, vector(b.at(0), some))
 
     def _number(self, item: Expr, c: int) -> Expr:
@@ -209,6 +209,8 @@ class Operand:
         if self.vec == 1:
             return load(self.held, item).astype(self.dtype)
         word = load(self.held, item + c // 4)
+        if self.packed:
+            return tirx.call_extern("float32", "ttsnn_byte", word, c % 4)
         byte = (word >> tirx.const(c % 4 * 8, "uint32")) & tirx.const(255, "uint32")
         return byte.astype(self.dtype)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from math import ceil, prod
 
@@ -21,8 +21,8 @@ __all__ = ["GradTile", "byte_width", "default_grad_tile"]
 REGISTERS, SHARED, MOST = 65536, 200 * 1024, 176
 """Of a multiprocessor: registers and bytes of shared memory; registers that a thread may need."""
 
-THREADS, MAX_SIDE = 256, 256
-"""Most threads, rows and columns of a block."""
+THREADS, MAX_SIDE, MAX_PADDING = 256, 256, 1.4
+"""Most threads, rows and columns of a block; products of many multiply-adds for each useful one."""
 
 SCHEDULERS = 4
 """Schedulers of a multiprocessor, each of which issues an instruction a cycle."""
@@ -90,6 +90,13 @@ class GradTile:
         return self.group * self.split
 
     @property
+    def padding(self) -> float:
+        """Products of a block for each that the gradient needs."""
+        height = self.down * self.own_rows * (8 if self.pack else 1)
+        width = self.across * self.own_columns * (4 if self.pack else 1)
+        return height * width / (self.height * self.columns)
+
+    @property
     def sums(self) -> int:
         """Sums of a thread."""
         return self.own_rows * self.own_columns
@@ -150,11 +157,11 @@ class _Case:
     precision: str
     gpu: Gpu
 
-    @property
+    @cached_property
     def lanes(self) -> int:
         return self.gpu.vector(self.dtype)
 
-    @property
+    @cached_property
     def widths(self) -> tuple[int, int]:
         """Elements of an access to x and dy."""
         cin, cout = self.stage.in_channels, self.stage.out_channels
@@ -187,6 +194,8 @@ class _Case:
         for own_rows, own_columns in sides:
             shape = replace(tile, own_rows=own_rows, own_columns=own_columns, pack=pack)
             if shape.group > THREADS:
+                continue
+            if not pack and shape.sums > 16 and shape.padding > MAX_PADDING:
                 continue
             most = THREADS // shape.group
             for split, depth in product({most, ceil(most / 2), 1}, depths):

@@ -15,6 +15,10 @@ WORDS = r"""
 TTSNN_DEVICE float ttsnn_word_tf32(float x) { return __uint_as_float(ttsnn_tf32(x)); }
 TTSNN_DEVICE float ttsnn_word_bf16(float x, float y) { return __uint_as_float(ttsnn_bf16x2(x, y)); }
 TTSNN_DEVICE float ttsnn_word_fp16(float x, float y) { return __uint_as_float(ttsnn_fp16x2(x, y)); }
+// the last bits of 2^23, from which a subtraction makes a number faster than a conversion does
+TTSNN_DEVICE float ttsnn_byte(unsigned word, int i) {
+  return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7650 + i)) - 8388608.0f;
+}
 #define TTSNN_MMA_WORDS(name, shape)                                                          \
   TTSNN_DEVICE void name(float* d, const float* a, const float* b) {                          \
     TTSNN_MMA(shape, d, __float_as_uint(a[0]), __float_as_uint(a[1]), __float_as_uint(a[2]),  \
@@ -24,6 +28,9 @@ TTSNN_MMA_WORDS(ttsnn_mma_tf32_words, "m16n8k8.row.col.f32.tf32.tf32.f32")
 TTSNN_MMA_WORDS(ttsnn_mma_bf16_words, "m16n8k16.row.col.f32.bf16.bf16.f32")
 TTSNN_MMA_WORDS(ttsnn_mma_fp16_words, "m16n8k16.row.col.f32.f16.f16.f32")
 #elif !defined(__CUDACC__)
+TTSNN_DEVICE float ttsnn_byte(unsigned word, int i) {
+  return static_cast<float>(word >> 8 * i & 255u);
+}
 TTSNN_DEVICE unsigned ttsnn_half_bits(float x) {
   _Float16 h = static_cast<_Float16>(x);
   unsigned short u;
@@ -74,6 +81,7 @@ TTSNN_DEVICE void ttsnn_mma_fp16_words(float* d, const float* a, const float* b)
   });
 }
 #else
+TTSNN_DEVICE float ttsnn_byte(unsigned, int) { return 0; }
 TTSNN_DEVICE float ttsnn_word_tf32(float) { return 0; }
 TTSNN_DEVICE float ttsnn_word_bf16(float, float) { return 0; }
 TTSNN_DEVICE float ttsnn_word_fp16(float, float) { return 0; }
@@ -82,4 +90,4 @@ TTSNN_DEVICE void ttsnn_mma_bf16_words(float*, const float*, const float*) {}
 TTSNN_DEVICE void ttsnn_mma_fp16_words(float*, const float*, const float*) {}
 #endif
 """
-"""``d [4] += a [4] · b [2]``, and what makes words of numbers."""
+"""``d [4] += a [4] · b [2]``, what makes words of numbers, and numbers of the bytes of a word."""
