@@ -11,7 +11,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Var
-from tvm.tirx.stmt import AttrStmt, Bind, DeclBuffer, IfThenElse, SeqStmt, Stmt
+from tvm.tirx.stmt import AttrStmt, DeclBuffer, IfThenElse, SeqStmt, Stmt
 
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.schedule_kernels import MACS
@@ -23,7 +23,6 @@ _LOWER = [
     s_tir.transform.LowerInitBlock(),
     s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
     s_tir.transform.ConvertBlocksToOpaque(),
-    s_tir.transform.CompactBufferAllocation(),
     s_tir.transform.LowerMatchBuffer(),
     s_tir.transform.LowerOpaqueBlock(),
 ]
@@ -105,14 +104,12 @@ def side_by_side(parts: Sequence[tuple[PrimFunc, int]]) -> PrimFunc:
 
 def _renumbered(launch: Launch, block: Expr, thread: Expr, threads: int) -> Stmt:
     """A launch's body for other indices of blocks and threads."""
-    stmt = launch.body
-    if launch.threads < threads:
-        stmt = IfThenElse(thread < launch.threads, stmt, None)
-    names = [
-        Bind(var, value.astype(str(var.ty.dtype)))
-        for var, value in ((launch.block, block), (launch.thread, thread))
-    ]
-    return SeqStmt([*names, stmt])
+    given = {
+        launch.block: block.astype(str(launch.block.ty.dtype)),
+        launch.thread: thread.astype(str(launch.thread.ty.dtype)),
+    }
+    stmt = tvm_ffi.structural_map(launch.body, (Var, lambda var: given.get(var, var)))
+    return IfThenElse(thread < launch.threads, stmt, None) if launch.threads < threads else stmt
 
 
 def _launch(stmt: Stmt) -> Launch | None:

@@ -60,12 +60,12 @@ def tools():
     return SimpleNamespace(check=checked)
 
 
-@pytest.mark.parametrize("mode", ["ptt", "stt", "htt"])
-def test_residual_block(mode):
+@pytest.mark.parametrize(("mode", "steps"), [("ptt", 3), ("stt", 3), ("htt", 3), ("ptt", 1)])
+def test_residual_block(mode, steps):
     """Strided and plain chains, batch norm, neurons, a strided 1×1 shortcut."""
     torch.manual_seed(0)
     model = Block(tt(3, 9, mode, 2), tt(9, 9, mode), 3, 9)
-    program = checked(model, 2 * inputs(3, 2, 3, 7, 6))
+    program = checked(model, 2 * inputs(steps, 2, 3, 7, 6))
     rules = {k.rule for k in program.kernels}
     assert {"conv", "weight_grad", "batch_norm_stats", "lif_forward", "lif_backward"} <= rules
     assert all(k.scheduled for k in program.kernels)
