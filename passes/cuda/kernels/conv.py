@@ -9,7 +9,7 @@ so a layer's membrane never reaches memory unless it is a result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
 
@@ -24,6 +24,7 @@ from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Phase, Segment, conv_p
 from ttsnn.passes.cuda.kernels.conv_split import Split
 from ttsnn.passes.cuda.kernels.conv_sums import Fma, Mma
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
+from ttsnn.passes.cuda.kernels.mma import PACK
 from ttsnn.passes.tir.body import splat
 from ttsnn.passes.tir.finished import finished
 
@@ -39,6 +40,7 @@ def conv_kernel(spec: ConvSpec, batch: int | None, tile: ConvTile, gpu: Gpu) -> 
         tile: how.
         gpu: for which GPU.
     """
+    tile = replace(tile, pack=PACK[spec.precision])
     p = conv_params(spec, batch)
     sizes = [prod(v.shape) for v in p.all]
     b = CudaBody(None if batch is None else max(int(s) for s in sizes))
@@ -80,17 +82,6 @@ def _macs(part: Segment) -> int:
     return len(s.taps) * s.in_channels * s.out_channels * prod(s.out_size)
 
 
-class _Bf16(Mma):
-    precision = "bf16"
-
-
-class _Fp16(Mma):
-    precision = "fp16"
-
-
-_MMA = {"tf32": Mma, "bf16": _Bf16, "fp16": _Fp16}
-
-
 @dataclass
 class _Kernel:
     """State while one kernel is written."""
@@ -118,8 +109,11 @@ class _Kernel:
         vec = width_of(spec.stage.out_channels, self.lanes)
         vec = min(vec, 2) if mma else vec
         place_args = (self.first, self.channel, spec.dtype, self.lanes, vec)
-        kind = _MMA[spec.precision] if mma else Fma
-        self.place = kind(b, tile, self.split.own, *place_args)
+        self.place = (
+            Mma(b, tile, self.split.own, *place_args, spec.precision)
+            if mma
+            else Fma(b, tile, self.split.own, *place_args)
+        )
         self.sums = self.place.sums
         out = Output(b, spec, tile, self.flat, self.pixels, vec, self.sums, self.place, self.where)
         with self.split.first_group():
@@ -142,6 +136,7 @@ class _Kernel:
             split.own,
             self.lanes,
             self.spec.dtype,
+            self.spec.precision,
         )
         w = WeightTile(
             b,
@@ -154,6 +149,7 @@ class _Kernel:
             split.own,
             self.lanes,
             self.spec.dtype,
+            self.spec.precision,
         )
         if self.spec.folded:
             x.locate(0, self.images // self.spec.T * part.x_begin)

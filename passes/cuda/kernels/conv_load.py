@@ -20,7 +20,9 @@ from ttsnn.passes.cpu.kernels.register_tile import pick
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_spec import Segment
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
-from ttsnn.passes.tir.body import load, splat, vector
+from ttsnn.passes.cuda.kernels.mma import PACK
+from ttsnn.passes.cuda.kernels.mma import word as word_of
+from ttsnn.passes.tir.body import as_vector, load, splat, vector
 
 __all__ = ["InputTile", "Rows", "WeightTile", "width_of"]
 
@@ -50,6 +52,16 @@ def _table(index: Expr, values: Sequence[int]) -> Expr:
     kind = "int32" if len(values) * bits < 32 else "int64"
     number = tirx.const(packed, kind) >> (index * bits).astype(kind)
     return (number & tirx.const((1 << bits) - 1, kind)).astype(str(index.ty)) + low
+
+
+def put_words(b: CudaBody, buffer: Var, at: Expr, numbers: Sequence[Expr], precision: str) -> None:
+    """``buffer[at…]`` ← words of neighbouring numbers, rounded."""
+    pack = PACK[precision]
+    count = len(numbers) // pack
+    held = b.alloc(count, "float32", "words", "local")
+    for i in range(count):
+        b.store(held, word_of(precision, numbers[i * pack : (i + 1) * pack]), b.at(i))
+    b.store(buffer, load(held, vector(b.at(0), count)), vector(at, count))
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,7 @@ class InputTile:
         thread: index of the thread in its group.
         lanes: elements of a vector.
         dtype: of the sums.
+        precision: how operands are rounded on their way to shared memory, see ``mma.py``.
     """
 
     b: CudaBody
@@ -98,20 +111,23 @@ class InputTile:
     thread: Expr
     lanes: int
     dtype: str
+    precision: str
 
     def __post_init__(self) -> None:
         self.vec = width_of(self.part.stage.in_channels, self.lanes)
-        self.per_row = self.tile.depth // self.vec
+        self.parts = max(1, self.tile.pack // self.vec)  # vectors that a thread takes of a row
+        self.per_row = self.tile.depth // (self.vec * self.parts)
         self.step = max(1, self.tile.group // self.per_row)
         self.rows = self.tile.time * self.tile.pixels
         self.count = ceil(self.rows / self.step)
         self.ragged = self.rows % self.step or self.tile.group % self.per_row
         self.channels = self.part.stage.in_channels // self.vec
         # in vectors: that an access is aligned must be plain to see
-        self.k = self.b.bind(self.thread % self.per_row, "k_in_tile")
+        self.k = self.b.bind(self.thread % self.per_row * self.parts, "k_in_tile")
         self.row = self.b.bind(self.thread // self.per_row, "row")
         self.at = self.b.alloc(self.count, self.b.index, "x_at", "local")
-        self.held = self.b.alloc(self.count * self.vec, self.part.x_dtype, "x_held", "local")
+        size = self.count * self.parts * self.vec
+        self.held = self.b.alloc(size, self.part.x_dtype, "x_held", "local")
         whole = isinstance(self.images, IntImm) and not self.ragged
         if whole and int(self.images) * prod(self.part.stage.out_size) % self.tile.pixels == 0:
             first: list[_Edge] = []
@@ -185,33 +201,41 @@ class InputTile:
     def fetch(self) -> None:
         """Registers ← the tile."""
         b = self.b
-        shift = load(self.shift, b.at(0))
-        with b.loop(self.count, "i", "unrolled") as i:
+        with (
+            b.loop(self.count, "i", "unrolled") as i,
+            b.loop(self.parts, "e", "unrolled") as e,
+        ):
             tests = []
             for word in range(self.words):
                 marked = load(self.outside, i * self.words + word) & load(self.marks, b.at(word))
                 tests.append(tirx.EQ(marked, IntImm("int32", 0)))
             if self.part.stage.in_channels % self.tile.depth:
-                tests.append(load(self.left, b.at(0)) > 0)
-            at = b.unsigned(load(self.at, i) + shift)
+                tests.append(load(self.left, b.at(0)) > e)
+            at = b.unsigned(load(self.at, i) + (load(self.shift, b.at(0)) + e))
             value = load(self.x, vector(at * self.vec, self.vec))
             if tests:
                 zero = splat(tirx.const(0, self.part.x_dtype), self.part.x_dtype, self.vec)
                 value = tirx.if_then_else(tirx.all(*tests), value, zero)
-            b.store(self.held, value, vector(i * self.vec, self.vec))
+            b.store(self.held, value, vector((i * self.parts + e) * self.vec, self.vec))
 
     def put(self) -> None:
         """Shared memory ← registers."""
-        b = self.b
+        b, pack = self.b, self.tile.pack
+        size = self.parts * self.vec
         with b.loop(self.count, "i", "unrolled") as i:
             row = b.bind(self.row + i * self.step, "to_row")
-            value = load(self.held, vector(i * self.vec, self.vec))
-            if self.part.x_dtype != self.dtype:
-                kind = self.dtype if self.vec == 1 else f"{self.dtype}x{self.vec}"
-                value = value.astype(kind)
-            at = vector(self.shared.at(row, self.k * self.vec), self.vec)
+            at = self.shared.at(row, self.k * self.vec // pack)
             with b.when(row < self.rows) if self.ragged else nullcontext():
-                b.store(self.shared.buffer, value, at)
+                if self.precision == "fp32":
+                    value = load(self.held, vector(i * size, size))
+                    if self.part.x_dtype != self.dtype:
+                        value = value.astype(as_vector(self.dtype, size))
+                    b.store(self.shared.buffer, value, vector(at, size))
+                else:
+                    numbers = [
+                        load(self.held, i * size + e).astype(self.dtype) for e in range(size)
+                    ]
+                    put_words(b, self.shared.buffer, at, numbers, self.precision)
 
 
 @dataclass
@@ -232,15 +256,19 @@ class WeightTile:
     thread: Expr
     lanes: int
     dtype: str
+    precision: str
 
     def __post_init__(self) -> None:
         self.vec = width_of(self.part.stage.out_channels, self.lanes)
         self.per_row = self.tile.channels // self.vec
-        self.total = self.tile.depth * self.per_row
+        self.lines = self.tile.depth // self.tile.pack
+        self.total = self.lines * self.per_row
         self.count = ceil(self.total / self.tile.group)
-        self.held = self.b.alloc(self.count * self.vec, self.dtype, "w_held", "local")
+        size = self.count * self.tile.pack * self.vec
+        self.held = self.b.alloc(size, self.dtype, "w_held", "local")
 
     def _place(self, i: Expr) -> tuple[Expr, Expr]:
+        """Line of words and output channel."""
         item = self.b.bind(self.thread + i * self.tile.group, "item")
         k = self.b.bind(item // self.per_row, "w_k")
         c = self.b.bind((item % self.per_row) * self.vec, "w_c")
@@ -252,8 +280,10 @@ class WeightTile:
         channel = b.bind(chunk * self.tile.depth, "w_channel")
         own = _table(tap, self.taps)
         start = b.bind((own * s.in_channels + channel) * s.out_channels + self.first, "w_at")
-        with b.loop(self.count, "i", "unrolled") as i:
-            k, c = self._place(i)
+        pack = self.tile.pack
+        with b.loop(self.count, "i", "unrolled") as i, b.loop(pack, "e", "unrolled") as e:
+            line, c = self._place(i)
+            k = line * pack + e
             inside = []
             if s.in_channels % self.tile.depth or self.total % self.tile.group:
                 inside.append(tirx.all(channel + k < s.in_channels, k < self.tile.depth))
@@ -263,15 +293,22 @@ class WeightTile:
             if inside:
                 zero = splat(0.0, self.dtype, self.vec)
                 value = tirx.if_then_else(tirx.all(*inside), value, zero)
-            b.store(self.held, value, vector(i * self.vec, self.vec))
+            b.store(self.held, value, vector((i * pack + e) * self.vec, self.vec))
 
     def put(self) -> None:
         """Shared memory ← registers."""
-        b = self.b
+        b, pack = self.b, self.tile.pack
         with b.loop(self.count, "i", "unrolled") as i:
-            k, c = self._place(i)
-            value = load(self.held, vector(i * self.vec, self.vec))
-            at = vector(self.shared.at(k, c), self.vec)
+            line, c = self._place(i)
+            at = self.shared.at(line, c)
             ragged = self.total % self.tile.group
-            with b.when(k < self.tile.depth) if ragged else nullcontext():
-                b.store(self.shared.buffer, value, at)
+            with b.when(line < self.lines) if ragged else nullcontext():
+                if self.precision == "fp32":
+                    value = load(self.held, vector(i * self.vec, self.vec))
+                    b.store(self.shared.buffer, value, vector(at, self.vec))
+                else:
+                    places = [
+                        (i * pack + e) * self.vec + j for j in range(self.vec) for e in range(pack)
+                    ]
+                    numbers = [load(self.held, place) for place in places]
+                    put_words(b, self.shared.buffer, at, numbers, self.precision)

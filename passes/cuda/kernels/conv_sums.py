@@ -15,7 +15,7 @@ from tvm.ir import Expr
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import Rows
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
-from ttsnn.passes.cuda.kernels.mma import DEPTH
+from ttsnn.passes.cuda.kernels.mma import WORDS
 from ttsnn.passes.tir.body import load, vector
 
 __all__ = ["Fma", "Mma", "Place"]
@@ -114,14 +114,18 @@ class Fma(Place):
                     b.store(self.sums, load(self.sums, at) + product, at)
 
 
+@dataclass
 class Mma(Place):
     """Fragments of a warp: 16 pixels of one timestep × 8 channels each.
 
     A thread has 2 pixels and 2 channels of a fragment; ``tile.rows`` and ``tile.columns`` count
     those of all its fragments.
+
+    Attributes:
+        precision: of the operands, see ``mma.py``.
     """
 
-    precision = "tf32"
+    precision: str = "tf32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,47 +150,34 @@ class Mma(Place):
         return fragment * 4 + row % 2 * 2 + column % 2
 
     def multiply(self, a: Rows, w: Rows) -> None:
-        b, tile, depth = self.b, self.tile, DEPTH[self.precision]
-        half = depth // 4  # terms of a row that a lane holds
-        a_held = b.alloc(2 * half, self.dtype, "a_fragment", "local")
-        w_held = b.alloc(self.across * half, self.dtype, "w_fragments", "local")
-        with b.loop(tile.depth // depth, "k", "unrolled") as k:
+        b, tile = self.b, self.tile
+        a_held = b.alloc(4, self.dtype, "a_fragment", "local")
+        w_held = b.alloc(self.across * 2, self.dtype, "w_fragments", "local")
+        with b.loop(tile.depth // tile.pack // WORDS, "k", "unrolled") as k:
             with (
                 b.loop(self.across, "j", "unrolled") as j,
-                b.loop(half, "i", "unrolled") as i,
+                b.loop(2, "i", "unrolled") as i,
             ):
                 n = self.warp_channel + j * 8 + self.g
-                value = load(w.buffer, w.at(k * depth + self._term(i), n))
-                b.store(w_held, value, j * half + i)
+                value = load(w.buffer, w.at(k * WORDS + self.q + i * 4, n))
+                b.store(w_held, value, j * 2 + i)
             with (
                 b.loop(tile.time, "dt", "unrolled") as dt,
                 b.loop(self.down, "r", "unrolled") as r,
             ):
                 row = dt * tile.pixels + self.warp_pixel + r * 16 + self.g
-                for upper in range(half // self._pack):
-                    for part in range(2):  # rows g and g + 8
-                        for e in range(self._pack):
-                            term = self._term(b.at(upper * self._pack + e))
-                            at = a.at(row + part * 8, k * depth + term)
-                            to = (upper * 2 + part) * self._pack + e
-                            b.store(a_held, load(a.buffer, at), b.at(to))
+                with (
+                    b.loop(2, "upper", "unrolled") as upper,
+                    b.loop(2, "part", "unrolled") as part,  # rows g and g + 8
+                ):
+                    at = a.at(row + part * 8, k * WORDS + self.q + upper * 4)
+                    b.store(a_held, load(a.buffer, at), upper * 2 + part)
                 with b.loop(self.across, "j", "unrolled") as j:
                     at = self.sum(dt, r * 2, j * 2)
                     args = [
                         tirx.address_of(load(self.sums, at)),
                         tirx.address_of(load(a_held, b.at(0))),
-                        tirx.address_of(load(w_held, j * half)),
+                        tirx.address_of(load(w_held, j * 2)),
                     ]
-                    name = f"ttsnn_mma_{self.precision}"
+                    name = f"ttsnn_mma_{self.precision}_words"
                     b.emit(tirx.Evaluate(tirx.call_extern("void", name, *args)))
-
-    @property
-    def _pack(self) -> int:
-        """Neighbouring terms in a register."""
-        return 1 if self.precision == "tf32" else 2
-
-    def _term(self, i: Expr) -> Expr:
-        """Term of the lane's ``i``-th element: q, q + 4 or 2q, 2q + 1, 2q + 8, 2q + 9."""
-        if self._pack == 1:
-            return self.q + i * 4
-        return self.q * 2 + i % 2 + i // 2 * 8

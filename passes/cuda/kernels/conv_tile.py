@@ -9,7 +9,7 @@ from math import ceil, prod
 
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, phases
-from ttsnn.passes.cuda.kernels.mma import DEPTH
+from ttsnn.passes.cuda.kernels.mma import PACK, WORDS
 
 __all__ = ["ConvTile", "default_tile"]
 
@@ -23,9 +23,10 @@ START, ARRIVAL, BARRIERS = 1500, 400, 150
 """Cycles, guessed: until a block's first operands are there; from asking the second-level cache
 for operands to having them; of the barriers of a step."""
 
-FETCH, SHARED_LOAD, STEP = 10, 3, 20
-"""Instructions, counted in machine code but for the second, whose bandwidth is guessed: to fetch a
-vector and put it into shared memory; what a load from there stands for; the rest of a step."""
+FETCH, SHARED_LOAD, WORD, PRODUCT, STEP = 10, 3, 4, 3, 20
+"""Instructions of a step, counted in machine code, or guessed where bandwidth counts: to fetch a
+vector and put it into shared memory; what a load of a vector from there, one of a word, and a
+product on tensor cores stand for; the rest."""
 
 BUSY_WARPS = 3.0
 """Warps that a scheduler needs so that one of them can always issue an instruction, guessed."""
@@ -53,6 +54,7 @@ class ConvTile:
         rows, columns: of a thread.
         split: groups of threads among which the sum is split, see ``conv_split.py``; each has
             a part of the operands in shared memory.
+        pack: input channels in an element of shared memory, ``PACK`` of ``mma.py``.
     """
 
     time: int
@@ -62,6 +64,7 @@ class ConvTile:
     rows: int
     columns: int
     split: int = 1
+    pack: int = 1
 
     @property
     def group(self) -> int:
@@ -80,7 +83,7 @@ class ConvTile:
 
     def x_stride(self, lanes: int) -> int:
         """Elements between pixels in shared memory: an odd number of vectors, for the banks."""
-        return (self.depth // lanes | 1) * lanes
+        return (self.depth // self.pack // lanes | 1) * lanes
 
     @property
     def w_stride(self) -> int:
@@ -89,7 +92,8 @@ class ConvTile:
 
     def shared_rows(self, lanes: int) -> tuple[int, int]:
         """Elements that a group has in shared memory, of the input and of the weight."""
-        return self.time * self.pixels * self.x_stride(lanes), self.depth * self.w_stride
+        depth = self.depth // self.pack
+        return self.time * self.pixels * self.x_stride(lanes), depth * self.w_stride
 
     def shared_bytes(self, itemsize: int) -> int:
         """Shared memory of a block."""
@@ -154,7 +158,7 @@ def _fetchable(tile: ConvTile, spec: ConvSpec) -> bool:
 
 def _tiles(spec: ConvSpec, gpu: Gpu, fewest: int = 32) -> Iterator[ConvTile]:
     """Tiles of at least ``fewest`` threads that fit."""
-    itemsize = _itemsize(spec)
+    itemsize, pack = _itemsize(spec), PACK[spec.precision]
     time = _time_tile(spec)
     cout = spec.stage.out_channels
     if spec.precision == "fp32":
@@ -162,11 +166,11 @@ def _tiles(spec: ConvSpec, gpu: Gpu, fewest: int = 32) -> Iterator[ConvTile]:
         units = 1, 1
     else:
         shapes = product(
-            (2, 4), (2, 4, 6, 8), _channels(cout, 8), _depths(spec, DEPTH[spec.precision])
+            (2, 4, 8), (2, 4, 6, 8, 12), _channels(cout, 8), _depths(spec, WORDS * pack)
         )
         units = 8, 4  # whole fragments of 16 pixels × 8 channels, see :class:`Mma`
     for (rows, columns, channels, depth), pixels in product(shapes, (4, 8, 16, 32, 64, 128, 256)):
-        tile = ConvTile(time, pixels, channels, depth, rows, columns)
+        tile = ConvTile(time, pixels, channels, depth, rows, columns, pack=pack)
         if (
             pixels % (units[0] * rows) == 0
             and channels % (units[1] * columns) == 0
@@ -237,9 +241,9 @@ def _instructions(tile: ConvTile, spec: ConvSpec) -> float:
     if spec.precision == "fp32":
         loads = tile.depth / lanes * (tile.columns + outputs)
         return tile.depth * tile.sums + SHARED_LOAD * loads + fetching
-    products = tile.depth / DEPTH[spec.precision]
-    # loads and rounding of fragments, which are two rows and two columns of a thread
-    return products * (tile.sums / 2 + 4 * outputs + 3 * tile.columns) + fetching
+    # of fragments, which are two rows and two columns of a thread; loads are of words
+    products = tile.depth / (WORDS * tile.pack)
+    return products * (PRODUCT * tile.sums / 4 + WORD * (2 * outputs + tile.columns)) + fetching
 
 
 def _cycles(tile: ConvTile, spec: ConvSpec, pixels: int, gpu: Gpu) -> float:

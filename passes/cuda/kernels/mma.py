@@ -7,15 +7,21 @@ q = lane % 4, lane holds of the sums [16, 8] rows g and g + 8, columns 2q and 2q
 
 from __future__ import annotations
 
-from ttsnn.passes.cuda.kernels.mma_words import WORDS
+from collections.abc import Sequence
 
-__all__ = ["DEPTH", "FUNCTIONS", "PRECISIONS", "with_functions"]
+from tvm import tirx
+from tvm.ir import Expr
+
+__all__ = ["FUNCTIONS", "PACK", "PRECISIONS", "WORDS", "with_functions", "word"]
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 """How the operands of products are rounded; the first does not use tensor cores."""
 
-DEPTH = {"tf32": 8, "bf16": 16, "fp16": 16}
-"""Terms of one product of fragments."""
+PACK = {"fp32": 1, "tf32": 1, "bf16": 2, "fp16": 2}
+"""Terms in a word of shared memory, neighbours in the sum."""
+
+WORDS = 8
+"""Words of 32 bits that one product of fragments takes from a row."""
 
 FUNCTIONS = r"""
 #ifdef __CUDACC__
@@ -24,98 +30,124 @@ FUNCTIONS = r"""
 #define TTSNN_DEVICE static inline
 #endif
 #if defined(__CUDACC__) && defined(__CUDA_ARCH__)
-TTSNN_DEVICE unsigned ttsnn_tf32(float x) {
+TTSNN_DEVICE float ttsnn_word_tf32(float x) {
   unsigned r;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
-  return r;
+  return __uint_as_float(r);
 }
-TTSNN_DEVICE unsigned ttsnn_bf16x2(float low, float high) {
+TTSNN_DEVICE float ttsnn_word_bf16(float low, float high) {
   unsigned r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
+  return __uint_as_float(r);
 }
-TTSNN_DEVICE unsigned ttsnn_fp16x2(float low, float high) {
+TTSNN_DEVICE float ttsnn_word_fp16(float low, float high) {
   unsigned r;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
+  return __uint_as_float(r);
 }
-#define TTSNN_MMA(shape, d, a0, a1, a2, a3, b0, b1)                                    \
-  asm volatile("mma.sync.aligned." shape " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "   \
-               "{%0,%1,%2,%3};"                                                        \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                        \
-               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
-TTSNN_DEVICE void ttsnn_mma_tf32(float* d, const float* a, const float* b) {
-  TTSNN_MMA("m16n8k8.row.col.f32.tf32.tf32.f32", d, ttsnn_tf32(a[0]), ttsnn_tf32(a[1]),
-            ttsnn_tf32(a[2]), ttsnn_tf32(a[3]), ttsnn_tf32(b[0]), ttsnn_tf32(b[1]));
+// the last bits of 2^23, from which a subtraction makes a number faster than a conversion does
+TTSNN_DEVICE float ttsnn_byte(unsigned word, int i) {
+  return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7650 + i)) - 8388608.0f;
 }
-TTSNN_DEVICE void ttsnn_mma_bf16(float* d, const float* a, const float* b) {
-  TTSNN_MMA("m16n8k16.row.col.f32.bf16.bf16.f32", d, ttsnn_bf16x2(a[0], a[1]),
-            ttsnn_bf16x2(a[2], a[3]), ttsnn_bf16x2(a[4], a[5]), ttsnn_bf16x2(a[6], a[7]),
-            ttsnn_bf16x2(b[0], b[1]), ttsnn_bf16x2(b[2], b[3]));
-}
-TTSNN_DEVICE void ttsnn_mma_fp16(float* d, const float* a, const float* b) {
-  TTSNN_MMA("m16n8k16.row.col.f32.f16.f16.f32", d, ttsnn_fp16x2(a[0], a[1]),
-            ttsnn_fp16x2(a[2], a[3]), ttsnn_fp16x2(a[4], a[5]), ttsnn_fp16x2(a[6], a[7]),
-            ttsnn_fp16x2(b[0], b[1]), ttsnn_fp16x2(b[2], b[3]));
-}
+#define TTSNN_BITS(x) "r"(__float_as_uint(x))
+#define TTSNN_MMA(name, shape)                                                         \
+  TTSNN_DEVICE void name(float* d, const float* a, const float* b) {                   \
+    asm volatile("mma.sync.aligned." shape " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "  \
+                 "{%0,%1,%2,%3};"                                                      \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                      \
+                 : TTSNN_BITS(a[0]), TTSNN_BITS(a[1]), TTSNN_BITS(a[2]),               \
+                   TTSNN_BITS(a[3]), TTSNN_BITS(b[0]), TTSNN_BITS(b[1]));              \
+  }
+TTSNN_MMA(ttsnn_mma_tf32_words, "m16n8k8.row.col.f32.tf32.tf32.f32")
+TTSNN_MMA(ttsnn_mma_bf16_words, "m16n8k16.row.col.f32.bf16.bf16.f32")
+TTSNN_MMA(ttsnn_mma_fp16_words, "m16n8k16.row.col.f32.f16.f16.f32")
 #elif !defined(__CUDACC__)
 // the same fragments, exchanged by shuffles, for a host compiler
-TTSNN_DEVICE float ttsnn_rounded(float x, int bits) {
+TTSNN_DEVICE unsigned ttsnn_bits(float x) {
   unsigned u;
   __builtin_memcpy(&u, &x, 4);
+  return u;
+}
+TTSNN_DEVICE float ttsnn_float(unsigned u) {
+  float x;
+  __builtin_memcpy(&x, &u, 4);
+  return x;
+}
+TTSNN_DEVICE float ttsnn_byte(unsigned word, int i) {
+  return static_cast<float>(word >> 8 * i & 255u);
+}
+TTSNN_DEVICE float ttsnn_rounded(float x, int bits) {
+  unsigned u = ttsnn_bits(x);
   if ((u & 0x7f800000u) == 0x7f800000u) return x;
   unsigned half = 1u << (bits - 1), rest = u & ((1u << bits) - 1);
   u -= rest;
   // tf32 rounds halves away from zero, bf16 to even
   if (rest > half || (rest == half && (bits == 13 || (u >> bits & 1)))) u += 1u << bits;
-  __builtin_memcpy(&x, &u, 4);
-  return x;
+  return ttsnn_float(u);
 }
-TTSNN_DEVICE float ttsnn_round_fp16(float x) {
-  return static_cast<float>(static_cast<_Float16>(x));
+TTSNN_DEVICE float ttsnn_word_tf32(float x) { return ttsnn_rounded(x, 13); }
+TTSNN_DEVICE float ttsnn_word_bf16(float low, float high) {
+  return ttsnn_float(ttsnn_bits(ttsnn_rounded(low, 16)) >> 16 |
+                     (ttsnn_bits(ttsnn_rounded(high, 16)) & 0xffff0000u));
 }
-#define TTSNN_LANE(x, lane) __shfl_sync(0xffffffffu, x, lane)
-TTSNN_DEVICE void ttsnn_mma_tf32(float* d, const float* a, const float* b) {
+TTSNN_DEVICE float ttsnn_word_fp16(float low, float high) {
+  _Float16 both[2] = {static_cast<_Float16>(low), static_cast<_Float16>(high)};
+  float packed;
+  __builtin_memcpy(&packed, both, 4);
+  return packed;
+}
+template <int pack, typename Part>
+TTSNN_DEVICE void ttsnn_mma_words(float* d, const float* a, const float* b, Part part) {
   int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   for (int k = 0; k < 8; ++k) {
     int from = k % 4, upper = k / 4;
-    float low = ttsnn_rounded(TTSNN_LANE(a[2 * upper], g * 4 + from), 13);
-    float high = ttsnn_rounded(TTSNN_LANE(a[2 * upper + 1], g * 4 + from), 13);
+    float low = __shfl_sync(0xffffffffu, a[2 * upper], g * 4 + from);
+    float high = __shfl_sync(0xffffffffu, a[2 * upper + 1], g * 4 + from);
     for (int e = 0; e < 2; ++e) {
-      float w = ttsnn_rounded(TTSNN_LANE(b[upper], (2 * q + e) * 4 + from), 13);
-      d[e] += low * w;
-      d[2 + e] += high * w;
+      float w = __shfl_sync(0xffffffffu, b[upper], (2 * q + e) * 4 + from);
+      for (int i = 0; i < pack; ++i) {
+        d[e] += part(low, i) * part(w, i);
+        d[2 + e] += part(high, i) * part(w, i);
+      }
     }
   }
 }
-template <typename Round>
-TTSNN_DEVICE void ttsnn_mma_16(float* d, const float* a, const float* b, Round round) {
-  int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  for (int k = 0; k < 16; ++k) {
-    int from = k % 8 / 2, odd = k % 2, upper = k / 8;
-    float low = round(TTSNN_LANE(a[4 * upper + odd], g * 4 + from));
-    float high = round(TTSNN_LANE(a[4 * upper + 2 + odd], g * 4 + from));
-    for (int e = 0; e < 2; ++e) {
-      float w = round(TTSNN_LANE(b[2 * upper + odd], (2 * q + e) * 4 + from));
-      d[e] += low * w;
-      d[2 + e] += high * w;
-    }
-  }
+TTSNN_DEVICE void ttsnn_mma_tf32_words(float* d, const float* a, const float* b) {
+  ttsnn_mma_words<1>(d, a, b, [](float x, int) { return x; });
 }
-TTSNN_DEVICE void ttsnn_mma_bf16(float* d, const float* a, const float* b) {
-  ttsnn_mma_16(d, a, b, [](float x) { return ttsnn_rounded(x, 16); });
+TTSNN_DEVICE void ttsnn_mma_bf16_words(float* d, const float* a, const float* b) {
+  ttsnn_mma_words<2>(d, a, b, [](float x, int i) {
+    return ttsnn_float(i ? ttsnn_bits(x) & 0xffff0000u : ttsnn_bits(x) << 16);
+  });
 }
-TTSNN_DEVICE void ttsnn_mma_fp16(float* d, const float* a, const float* b) {
-  ttsnn_mma_16(d, a, b, [](float x) { return ttsnn_round_fp16(x); });
+TTSNN_DEVICE void ttsnn_mma_fp16_words(float* d, const float* a, const float* b) {
+  ttsnn_mma_words<2>(d, a, b, [](float x, int i) {
+    _Float16 both[2];
+    __builtin_memcpy(both, &x, 4);
+    return static_cast<float>(both[i]);
+  });
 }
 #else
 // nvcc reads device code once for the host too
-TTSNN_DEVICE void ttsnn_mma_tf32(float*, const float*, const float*) {}
-TTSNN_DEVICE void ttsnn_mma_bf16(float*, const float*, const float*) {}
-TTSNN_DEVICE void ttsnn_mma_fp16(float*, const float*, const float*) {}
+TTSNN_DEVICE float ttsnn_byte(unsigned, int) { return 0; }
+TTSNN_DEVICE float ttsnn_word_tf32(float) { return 0; }
+TTSNN_DEVICE float ttsnn_word_bf16(float, float) { return 0; }
+TTSNN_DEVICE float ttsnn_word_fp16(float, float) { return 0; }
+TTSNN_DEVICE void ttsnn_mma_tf32_words(float*, const float*, const float*) {}
+TTSNN_DEVICE void ttsnn_mma_bf16_words(float*, const float*, const float*) {}
+TTSNN_DEVICE void ttsnn_mma_fp16_words(float*, const float*, const float*) {}
 #endif
 """
-"""``d [4] += a · b``: a is [4] for tf32, [8] for the others, b [2] or [4], of float32."""
+"""Words, which count as float32, of one rounded number (tf32) or two; ``d [4] += a [4] · b [2]`` of
+words: those of a row's q and q + 4, of rows g and g + 8 each, and those of column g. And numbers of
+the bytes of a word."""
+
+
+def word(precision: str, terms: Sequence[Expr]) -> Expr:
+    """The word, as float32, of ``PACK`` neighbouring terms, rounded."""
+    if precision == "fp32":
+        return terms[0]
+    return tirx.call_extern("float32", f"ttsnn_word_{precision}", *terms)
 
 
 def with_functions(source: str) -> str:
@@ -123,4 +155,4 @@ def with_functions(source: str) -> str:
     if "ttsnn_mma_" not in source:
         return source
     at = source.index('extern "C" __global__')
-    return source[:at] + FUNCTIONS + WORDS + source[at:]
+    return source[:at] + FUNCTIONS + source[at:]
