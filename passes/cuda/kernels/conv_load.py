@@ -20,14 +20,16 @@ from ttsnn.passes.cpu.kernels.register_tile import pick
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_spec import Segment
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
-from ttsnn.passes.cuda.kernels.mma import PACK
 from ttsnn.passes.cuda.kernels.mma import word as word_of
-from ttsnn.passes.tir.body import as_vector, load, splat, vector
+from ttsnn.passes.tir.body import load, splat, vector
 
 __all__ = ["InputTile", "Rows", "WeightTile", "width_of"]
 
 BITS = 31
 """Marks in a word."""
+
+ONE = 0x3F800000
+"""Bits of 1.0 in float32."""
 
 _Edge = tuple[int, int] | None
 """Axis and offset of taps; None stands for pixels beyond the last one."""
@@ -54,14 +56,19 @@ def _table(index: Expr, values: Sequence[int]) -> Expr:
     return (number & tirx.const((1 << bits) - 1, kind)).astype(str(index.ty)) + low
 
 
-def put_words(b: CudaBody, buffer: Var, at: Expr, numbers: Sequence[Expr], precision: str) -> None:
-    """``buffer[at…]`` ← words of neighbouring numbers, rounded."""
-    pack = PACK[precision]
-    count = len(numbers) // pack
-    held = b.alloc(count, "float32", "words", "local")
-    for i in range(count):
-        b.store(held, word_of(precision, numbers[i * pack : (i + 1) * pack]), b.at(i))
-    b.store(buffer, load(held, vector(b.at(0), count)), vector(at, count))
+def put_words(
+    shared: Rows, at: Expr, numbers: Sequence[Expr], tile: InputTile | WeightTile
+) -> None:
+    """Neighbouring elements from ``at`` on ← words of neighbouring numbers, rounded."""
+    b, pack = side.b, side.tile.pack
+    words = len(numbers) // pack
+    held = b.alloc(words, side.dtype, "words", "local")
+    for i in range(words):
+        own = numbers[i * pack : (i + 1) * pack]
+        b.store(held, word_of(side.precision, own), b.at(i))
+    some = min(words, side.lanes)
+    for first in range(0, words, some):
+        b.store(shared.buffer, load(held, vector(b.at(first), some)), vector(at + first, some))
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,8 @@ class InputTile:
     precision: str
 
     def __post_init__(self) -> None:
-        self.vec = width_of(self.part.stage.in_channels, self.lanes)
+        self.spikes = self.part.x_dtype == "uint8" and self.part.stage.in_channels % 4 == 0
+        self.vec = self._width()
         self.parts = max(1, self.tile.pack // self.vec)  # vectors that a thread takes of a row
         self.per_row = self.tile.depth // (self.vec * self.parts)
         self.step = max(1, self.tile.group // self.per_row)
@@ -126,8 +134,15 @@ class InputTile:
         self.k = self.b.bind(self.thread % self.per_row * self.parts, "k_in_tile")
         self.row = self.b.bind(self.thread // self.per_row, "row")
         self.at = self.b.alloc(self.count, self.b.index, "x_at", "local")
-        size = self.count * self.parts * self.vec
-        self.held = self.b.alloc(size, self.part.x_dtype, "x_held", "local")
+        # of spikes four are fetched as one number
+        self.fetched = "uint32" if self.spikes else self.part.x_dtype
+        if self.spikes and self.tile.pack == 1:
+            self.precision = "fp32"  # exact as they are
+        self.size = self.vec // 4 if self.spikes else self.vec
+        if self.spikes:
+            self.x = self.b.view(self.x, prod(self.x.shape) // 4, self.fetched, "x_words")
+        held = self.count * self.parts * self.size
+        self.held = self.b.alloc(held, self.fetched, "x_held", "local")
         whole = isinstance(self.images, IntImm) and not self.ragged
         if whole and int(self.images) * prod(self.part.stage.out_size) % self.tile.pixels == 0:
             first: list[_Edge] = []
@@ -140,6 +155,18 @@ class InputTile:
         self.marks = self.b.alloc(size, "int32", "x_marks", "local")
         self.shift = self.b.alloc(1, self.b.index, "x_shift", "local")
         self.left = self.b.alloc(1, self.b.index, "x_left", "local")
+
+    def _width(self) -> int:
+        """Channels of an access: a vector, of spikes as many as leave few threads idle."""
+        channels, depth, group = self.part.stage.in_channels, self.tile.depth, self.tile.group
+        if not self.spikes:
+            return width_of(channels, self.lanes)
+
+        def cost(width: int) -> int:
+            rows = max(1, group * width // depth)
+            return ceil(self.tile.time * self.tile.pixels / rows) * (width + 4)
+
+        return min((w for w in (4, 8, 16) if channels % w == depth % w == 0), key=cost)
 
     def _edges(self, axis: int) -> list[_Edge]:
         """Offsets of taps along an axis at which some pixel reads a zero."""
@@ -212,30 +239,37 @@ class InputTile:
             if self.part.stage.in_channels % self.tile.depth:
                 tests.append(load(self.left, b.at(0)) > e)
             at = b.unsigned(load(self.at, i) + (load(self.shift, b.at(0)) + e))
-            value = load(self.x, vector(at * self.vec, self.vec))
+            value = load(self.x, vector(at * self.size, self.size))
             if tests:
-                zero = splat(tirx.const(0, self.part.x_dtype), self.part.x_dtype, self.vec)
+                zero = splat(tirx.const(0, self.fetched), self.fetched, self.size)
                 value = tirx.if_then_else(tirx.all(*tests), value, zero)
-            b.store(self.held, value, vector((i * self.parts + e) * self.vec, self.vec))
+            b.store(self.held, value, vector((i * self.parts + e) * self.size, self.size))
 
     def put(self) -> None:
         """Shared memory ← registers."""
-        b, pack = self.b, self.tile.pack
-        size = self.parts * self.vec
+        b, size = self.b, self.parts * self.vec
         with b.loop(self.count, "i", "unrolled") as i:
             row = b.bind(self.row + i * self.step, "to_row")
-            at = self.shared.at(row, self.k * self.vec // pack)
+            at = self.shared.at(row, self.k * self.vec // self.tile.pack)
             with b.when(row < self.rows) if self.ragged else nullcontext():
-                if self.precision == "fp32":
-                    value = load(self.held, vector(i * size, size))
-                    if self.part.x_dtype != self.dtype:
-                        value = value.astype(as_vector(self.dtype, size))
-                    b.store(self.shared.buffer, value, vector(at, size))
-                else:
-                    numbers = [
-                        load(self.held, i * size + e).astype(self.dtype) for e in range(size)
-                    ]
-                    put_words(b, self.shared.buffer, at, numbers, self.precision)
+                put_words(self.shared, at, [self._number(i, e) for e in range(size)], self)
+
+    def _number(self, i: Expr, e: int) -> Expr:
+        """The ``e``-th of those that the thread fetched of its ``i``-th row."""
+        if not self.spikes:
+            return load(self.held, i * (self.parts * self.vec) + e).astype(self.dtype)
+        word, shift = load(self.held, i * self.size + e // 4), 8 * (e % 4)
+        if self.dtype != "float32":
+            return (word >> tirx.const(shift, "uint32") & tirx.const(1, "uint32")).astype(
+                self.dtype
+            )
+        # bytes are 0 or 1: a product makes the bits of 0.0 or 1.0 of them
+        one = tirx.const(ONE >> shift if shift < 24 else ONE, "uint32")
+        if shift < 24:
+            word = word & tirx.const(255 << shift, "uint32")
+        else:
+            word = word >> tirx.const(shift, "uint32")
+        return tirx.reinterpret("float32", word * one)
 
 
 @dataclass
@@ -303,12 +337,7 @@ class WeightTile:
             at = self.shared.at(line, c)
             ragged = self.total % self.tile.group
             with b.when(line < self.lines) if ragged else nullcontext():
-                if self.precision == "fp32":
-                    value = load(self.held, vector(i * self.vec, self.vec))
-                    b.store(self.shared.buffer, value, vector(at, self.vec))
-                else:
-                    places = [
-                        (i * pack + e) * self.vec + j for j in range(self.vec) for e in range(pack)
-                    ]
-                    numbers = [load(self.held, place) for place in places]
-                    put_words(b, self.shared.buffer, at, numbers, self.precision)
+                places = [
+                    (i * pack + e) * self.vec + j for j in range(self.vec) for e in range(pack)
+                ]
+                put_words(self.shared, at, [load(self.held, place) for place in places], self)
