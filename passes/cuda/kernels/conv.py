@@ -18,12 +18,14 @@ from tvm.tirx import PrimFunc, Var
 
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
-from ttsnn.passes.cuda.kernels.conv_load import InputTile, WeightTile, width_of
+from ttsnn.passes.cuda.kernels.conv_input import InputTile
+from ttsnn.passes.cuda.kernels.conv_load import width_of
 from ttsnn.passes.cuda.kernels.conv_output import Output
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Phase, Segment, conv_params, phases
 from ttsnn.passes.cuda.kernels.conv_split import Split
 from ttsnn.passes.cuda.kernels.conv_sums import Fma, Mma
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
+from ttsnn.passes.cuda.kernels.conv_weight import WeightTile
 from ttsnn.passes.cuda.kernels.mma import PACK
 from ttsnn.passes.tir.body import splat
 from ttsnn.passes.tir.finished import finished
@@ -125,32 +127,12 @@ class _Kernel:
 
     def _segment(self, index: int, part: Segment, out: Output) -> None:
         b, tile, split = self.b, self.tile, self.split
+        common = split.own, self.lanes, self.spec.dtype, self.spec.precision
         x = InputTile(
-            b,
-            part,
-            tile,
-            self.flat[f"x{index}"],
-            split.x,
-            self.images,
-            self.first,
-            split.own,
-            self.lanes,
-            self.spec.dtype,
-            self.spec.precision,
+            b, part, tile, split.x, self.first, *common, self.flat[f"x{index}"], self.images
         )
-        w = WeightTile(
-            b,
-            part,
-            self.phase.taps[index],
-            tile,
-            self.flat[f"w{index}"],
-            split.w,
-            self.channel,
-            split.own,
-            self.lanes,
-            self.spec.dtype,
-            self.spec.precision,
-        )
+        taps = self.phase.taps[index]
+        w = WeightTile(b, part, tile, split.w, self.channel, *common, self.flat[f"w{index}"], taps)
         if self.spec.folded:
             x.locate(0, self.images // self.spec.T * part.x_begin)
             self._sum(part, x, w)

@@ -9,6 +9,10 @@ import tvm
 from tvm import relax
 
 from ttsnn.cuda import emulator
+from ttsnn.passes.cuda.gpu import gpu_of
+from ttsnn.passes.cuda.kernels.conv import conv_kernel
+from ttsnn.passes.cuda.kernels.conv_spec import result_shapes
+from ttsnn.passes.cuda.kernels.conv_tile import default_tile
 from ttsnn.passes.layers import layer_call
 from ttsnn.program import make_program, params_of
 from ttsnn.targets import get_target
@@ -79,3 +83,22 @@ def run_layers(cases, symbolic=False, target=None):
     mod, inputs = layers_program(cases, symbolic)
     found = iter(run(target, target.lower(mod), inputs))
     return [{name: next(found) for name in config.emit} for config, _ in cases]
+
+
+def run_conv(spec, x, w, tile=None):
+    """Result of one convolution of x [T, N, H, W, Cin] and w [taps, Cin, Cout]."""
+    target = emulated()
+    gpu = gpu_of(target.tvm_target)
+    tile = tile or default_tile(spec, x.shape[1], gpu)
+    builder = relax.BlockBuilder()
+    gvar = builder.add_func(conv_kernel(spec, x.shape[1], tile, gpu), "conv")
+    types = [relax.TensorType(v.shape, str(v.dtype)) for v in (x, w)]
+    args = [relax.Var(name, ty) for name, ty in zip("xw", types, strict=True)]
+    ((shape, dtype),) = result_shapes(spec, x.shape[1])
+    with builder.function("main", args, {"num_input": 2}):
+        with builder.dataflow():
+            call = relax.call_tir(gvar, args, relax.TensorType(shape, dtype))
+            out = builder.emit_output(builder.emit(call))
+        builder.emit_func_output(out)
+    (found,) = run(target, builder.get(), [x, w])
+    return found

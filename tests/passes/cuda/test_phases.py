@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tvm import relax
 
-from ttsnn.passes.cuda.gpu import gpu_of
-from ttsnn.passes.cuda.kernels.conv import conv_kernel
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, Segment, phases
-from ttsnn.passes.cuda.kernels.conv_tile import default_tile
 from ttsnn.passes.layers.config import Stage
 
 from ..cpu_kernels.oracle import CROSS, POINT, SQUARE, convolve  # noqa: TID252
-from .emulated import emulated, run
+from .emulated import run_conv
 
 FAR = ((-3, 2), (0, -4), (1, 1), (5, 0))
 
@@ -40,21 +36,10 @@ def test_zeros_between_pixels(taps, apart, small, large):
     """Each pixel of the result, also those that no tap reaches."""
     images, channels = 3, (6, 10)
     spec = spec_of(taps, apart, small, large, channels)
-    target = emulated()
-    gpu = gpu_of(target.tvm_target)
-    kernel = conv_kernel(spec, images, default_tile(spec, images, gpu), gpu)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, images, *small, channels[0]))
     w = rng.standard_normal((len(taps), *channels))
-    builder = relax.BlockBuilder()
-    args = [relax.Var(n, relax.TensorType(v.shape, "float64")) for n, v in (("x", x), ("w", w))]
-    gvar = builder.add_func(kernel, "conv")
-    with builder.function("main", args, {"num_input": 2}):
-        with builder.dataflow():
-            ty = relax.TensorType((1, images, *large, channels[1]), "float64")
-            out = builder.emit_output(builder.emit(relax.call_tir(gvar, args, ty)))
-        builder.emit_func_output(out)
-    (found,) = run(target, builder.get(), [x, w])
+    found = run_conv(spec, x, w)
     # the zeros are there, as far as taps go beyond the result
     size = [n + max(t[i] for t in taps) for i, n in enumerate(large)]
     wide = np.zeros((images, *(max(s, m * a) for s, m, a in zip(size, small, apart)), channels[0]))

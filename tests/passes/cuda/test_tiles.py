@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from ttsnn.passes.cuda import layers_to_kernels
@@ -14,11 +15,12 @@ from ..cpu_kernels.oracle import (  # noqa: TID252
     CROSS,
     assert_same,
     chain,
+    convolve,
     expected,
     layer,
     random_operands,
 )
-from .emulated import emulated, run_layers
+from .emulated import emulated, run_conv, run_layers
 
 # time, pixels, channels, depth, rows, columns, and groups that split the sum
 TILES = [
@@ -50,6 +52,24 @@ def test_tiles(monkeypatch, dtype):
             cases.append((config, random_operands(config, 2, i)))
     for (config, operands), got in zip(cases, run_layers(cases), strict=True):
         assert_same(got, expected(config, operands), dtype)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16", "float64"])
+def test_spikes(precision):
+    """Bytes, fetched 4, 8 and 16 at once, and one by one; a weight that no format rounds."""
+    rng = np.random.default_rng(0)
+    dtype = precision if precision == "float64" else "float32"
+    for channels, depth in ((20, 16), (24, 32), (48, 16), (32, 32), (7, 16), (64, 64)):
+        (stage,) = chain((6, 7), (channels, 24), (CROSS,))
+        part = Segment(stage, 0, 2, 2, 0, "uint8")
+        kind = "fp32" if dtype == "float64" else precision
+        spec = ConvSpec((part,), 2, False, 0, dtype, None, False, ("membrane",), dtype, dtype, kind)
+        x = rng.integers(0, 2, (2, 2, 6, 7, channels), np.uint8)
+        w = rng.integers(-8, 9, (5, channels, 24)).astype(dtype)
+        tile = ConvTile(1, 32, 32, depth, 4, 4)
+        found = run_conv(spec, x, w, tile)
+        want = [convolve(steps.astype(dtype), w, stage) for steps in x]
+        np.testing.assert_array_equal(found, want)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
