@@ -122,6 +122,13 @@ def test_batch_too_large_for_its_indices(monkeypatch):
         run_layers([(config, random_operands(config, 7))], symbolic=True)
 
 
+def test_wide_indices(monkeypatch):
+    """Arrays that are too large for 32 bits; the limit is lowered here."""
+    monkeypatch.setattr(body, "NARROW", 100)
+    ragged = layer(chain((5, 6), (6, 9), (SQUARE,), {0: (2, 1)}), lif=None, dtype="float32")
+    check([small(), ragged])
+
+
 def test_more_offsets_than_bits_of_a_word():
     """What lies outside the image is marked in words of 31 bits."""
     row = tuple((0, x) for x in range(-17, 18))
