@@ -127,7 +127,8 @@ def _step(
     kept = {k: v for k, v in settings.items() if k in ("plan", "mode", "init", "dtype", "options")}
     network = network_of(model, seed=seed, **kept)
     x = network.source.example(batch, settings.get("dtype") or "float32", seed)
-    program, trained = network.program(x), trained_names(network.module)
+    program = network.program(x)
+    trained = trained_names(network.module, program)
 
     def compiled(where: str) -> TrainStep:
         return TrainStep(

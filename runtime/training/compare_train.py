@@ -83,7 +83,7 @@ def compare_train(
             x = network.source.example(batch, dtype, seed + 1)
         program = network.program(x)
         say("compiling")
-        trained = trained_names(twin)
+        trained = trained_names(twin, program)
 
         def compiled(checkpointing: bool) -> TrainStep:
             return TrainStep(

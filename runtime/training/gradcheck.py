@@ -107,7 +107,7 @@ def gradcheck(
         program = network.program(x)
         say("compiling the gradients")
         mod = build_gradients(
-            program, CrossEntropy(), params=trained_names(module), frozen_bn=frozen_bn
+            program, CrossEntropy(), params=trained_names(module, program), frozen_bn=frozen_bn
         )
         code = build_training(mod, target)
         classes = next(s for s in mod_results(mod) if s.role == "output").shape[-1]

@@ -86,8 +86,8 @@ class TrainableModule(nn.Module):
             return self._evaluate(x)
         code = self._code(x, x.requires_grad and torch.is_grad_enabled())
         named = dict(self.named_parameters())
-        wanted = trained_names(self)
-        outputs = _Call.apply(self, code, wanted, x, *(named[n] for n in wanted))
+        wanted = [s.name for s in code.manifest.functions["backward"].results if s.role == "grad"]
+        outputs = _Call.apply(self, code, tuple(wanted), x, *(named[n] for n in wanted))
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _check(self, x: Any) -> None:
@@ -131,7 +131,7 @@ class TrainableModule(nn.Module):
             name = str(program["main"].params[0].name)
             mod = build_autograd(
                 program,
-                params=wanted,
+                params=trained_names(self, program),
                 inputs=[name] if input_grad else [],
                 frozen_bn=frozen,
                 activation_checkpointing=self.activation_checkpointing,

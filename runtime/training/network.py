@@ -13,6 +13,8 @@ from torch import nn
 from ttsnn import models
 from ttsnn.driver import import_source, make_plan
 from ttsnn.errors import ModelImportError
+from ttsnn.passes.rewriter import prune
+from ttsnn.program import params_of
 from ttsnn.sources import InputShape, ModelOptions, ModelSource, resolve
 
 __all__ = [
@@ -142,9 +144,17 @@ def frozen_norms(module: nn.Module) -> tuple[str, ...]:
     return tuple(n for n, m in module.named_modules() if isinstance(m, _NORMS) and not m.training)
 
 
-def trained_names(module: nn.Module) -> tuple[str, ...]:
-    """Parameters that require a gradient, by ``state_dict`` name; a shared one once."""
-    return tuple(n for n, p in module.named_parameters() if p.requires_grad)
+def trained_names(module: nn.Module, program: tvm.IRModule | None = None) -> tuple[str, ...]:
+    """Parameters that require a gradient, by ``state_dict`` name; a shared one once.
+
+    With the module's program only those that it reads: what ``forward`` does not use has no
+    gradient in PyTorch either.
+    """
+    wanted = (n for n, p in module.named_parameters() if p.requires_grad)
+    if program is None:
+        return tuple(wanted)
+    read = params_of(prune(program))
+    return tuple(n for n in wanted if n in read)
 
 
 def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:

@@ -146,12 +146,13 @@ class Trainer:
 
         x, _ = self.samples.batch(self.order.indices(0), self._torch_dtype)
         _check_input(x, network.input.sized(batch))
+        program = network.program(x)
         self._step = TrainStep(
-            network.program(x),
+            program,
             loss,
             optimizer,
             clip_norm=clip_norm,
-            params=trained_names(self._module),
+            params=trained_names(self._module, program),
             frozen_bn=frozen_bn,
             target=target,
             exchange=self.exchange,

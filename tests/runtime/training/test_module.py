@@ -110,6 +110,22 @@ def test_gradients_of_the_input_and_of_some_parameters_only():
     assert close(weight.grad, dict(twin.named_parameters())["hidden.0.linear.weight"].grad)
 
 
+def test_layers_that_forward_does_not_call_get_no_gradient():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.T, self.body, self.spare = 2, mlp(), nn.BatchNorm1d(3, dtype=torch.float64)
+
+        def forward(self, x):
+            return self.body(x)
+
+    x, _ = samples(4)
+    net = ttsnn.compile(Net(), x, training=True)
+    net(x).sum().backward()
+    without = {name for name, p in net.named_parameters() if p.grad is None}
+    assert without == {"spare.weight", "spare.bias"}
+
+
 def test_a_batch_norm_in_eval_mode_keeps_its_statistics():
     x, _ = samples(4)
     model = models.calibrate(mlp(hidden=(6, 5)), samples(8, seed=3)[0])
