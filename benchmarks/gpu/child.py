@@ -12,6 +12,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,7 @@ def run_child(args: argparse.Namespace) -> int:
 
 def measured(name: str, setting: Setting, clock: Clock, args: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds and memory of a contender."""
-    call = make(name, setting)
-    call()
-    clock.wait()
-    memory = clock.memory_mb(call, name != OURS)
+    call, memory = clock.first_calls(partial(make, name, setting), own=name != OURS)
     found = times(call, clock, repeats=args.repeats, seconds=args.seconds)
     return found | {"memory_mb": memory}
 

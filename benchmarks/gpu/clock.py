@@ -42,18 +42,26 @@ class Clock:
         torch.cuda.synchronize()
         return start.elapsed_time(stop) / inner
 
-    def memory_mb(self, call: Callable[[], Any], own: bool) -> float:
-        """The most MiB that some first calls took; ``own``: by PyTorch's allocator. 0 on a CPU."""
-        if not self.gpu:
-            call()
-            return 0.0
-        before = torch.cuda.mem_get_info()[0]
-        torch.cuda.reset_peak_memory_stats()
+    def first_calls(
+        self, make: Callable[[], Callable[[], Any]], own: bool
+    ) -> tuple[Callable[[], Any], float]:
+        """Make something to call and call it three times.
+
+        Returns:
+            It, and the MiB that it took: with ``own`` the most by PyTorch's allocator, else what
+            the device has less. 0 on a CPU.
+        """
+        before = torch.cuda.mem_get_info()[0] if self.gpu else 0
+        if self.gpu:
+            torch.cuda.reset_peak_memory_stats()
+        call = make()
         for _ in range(3):
             call()
-        torch.cuda.synchronize()
+        self.wait()
+        if not self.gpu:
+            return call, 0.0
         taken = torch.cuda.max_memory_allocated()
-        return (taken if own else before - torch.cuda.mem_get_info()[0]) / 2**20
+        return call, (taken if own else before - torch.cuda.mem_get_info()[0]) / 2**20
 
     def free(self) -> None:
         """Give memory back that nobody uses."""

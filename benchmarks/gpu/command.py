@@ -24,8 +24,14 @@ def main(words: list[str] | None = None) -> int:
     if importlib.util.find_spec("torch") is None:
         print(f"gpu {args.part}: needs PyTorch, which this Python lacks", file=sys.stderr)
         return 2
+    from ttsnn.errors import TTSNNError
+
     module, function = args.entry
-    return getattr(importlib.import_module(f"gpu.{module}"), function)(args)
+    try:
+        return getattr(importlib.import_module(f"gpu.{module}"), function)(args)
+    except TTSNNError as error:
+        print(f"gpu {args.part}: {error}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

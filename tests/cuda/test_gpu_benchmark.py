@@ -181,6 +181,9 @@ def test_what_is_refused(copied, tmp_path, capsys):
     artifact = copied / f"{NAMES[0]}.ttsnn"
     artifact.write_bytes(artifact.read_bytes()[:-2000])
     assert "damaged or truncated" in refused(copied, *cpu)
+    words = ["--plan", "nothing", "--modes", "ptt", "--networks", "spiking_mlp"]
+    assert command.main(["compile", str(tmp_path / "c"), *words]) == 2
+    assert "gpu compile: " in capsys.readouterr().err
     (copied / "cases.json").write_text("[{}]")
     assert "is damaged" in refused(copied, *cpu)
 
