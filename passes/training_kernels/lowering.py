@@ -279,35 +279,50 @@ class Lowering(Converter):
         rank = len(known_dims(x))
         op = relax.op.mean if op_name(call) == "relax.mean" else relax.op.sum
         if rank == 5 and [int(a) % rank for a in axes] == [0]:
-            image = self.known_image(x)
-            steps = self.reshape(image.expr, (image.lead[0], image.lead[1], *image.sizes[1:]))
-            keep = bool(call.attrs.keepdims)
-            lead = ((1,) if keep else ()) + image.lead[1:]
-            return Image(self.bind(op(steps, axis=[0], keepdims=True)), lead)
+            return self._over_time(x, op, bool(call.attrs.keepdims))
         if sorted(int(a) % rank for a in axes) != [rank - 2, rank - 1]:
             return None
         out = self.bind(op(self.known_image(x).expr, axis=[2, 3]))
         return self.reshape(out, known_dims(call))
 
+    def _over_time(self, x: relax.Expr, op: Callable[..., relax.Expr], keep: bool) -> Image:
+        """Mean or sum of an image [T, N, …] over its timesteps."""
+        image = self.known_image(x)
+        steps = self.reshape(image.expr, (image.lead[0], image.lead[1], *image.sizes[1:]))
+        lead = ((1,) if keep else ()) + image.lead[1:]
+        return Image(self.bind(op(steps, axis=[0], keepdims=True)), lead)
+
+    def _collapsed(self, _var: relax.Var, call: relax.Call) -> Image | None:
+        """Sum over timesteps: the gradient of a repetition."""
+        x, shape = call.args[0], known_dims(call)
+        size = known_dims(x)
+        if not self.is_image(x) or len(size) != 5 or shape != [1, *size[1:]]:
+            return None
+        return self._over_time(x, relax.op.sum, True)
+
     def _pool(self, _var: relax.Var, call: relax.Call) -> Image | None:
-        """2-D pools, and their gradients, in NHWC."""
+        """2-D pools, and their gradients, in NHWC; the largest of spikes as bytes is one too."""
         a = call.attrs
         if not any(self.is_image(v) for v in call.args) or str(a.layout) != "NCHW":
             return None
         args: list[relax.Expr] = []
         lead: tuple[int, ...] = ()
+        spikes: str | None = None
         for arg in call.args:
-            image = self.image(arg)
+            image = self.image(arg, compact=op_name(call) == "relax.nn.max_pool2d")
             if image is None or len(image.lead) != 1:
                 return None
-            lead = image.lead
+            lead, spikes = image.lead, self.compact.get(image.expr)
             args.append(self.reshape(image.expr, image.sizes))
         keys = [str(k) for k in a.keys()] if hasattr(a, "keys") else _POOL_ATTRS  # noqa: SIM118
         given = {k: getattr(a, k) for k in keys if hasattr(a, k)}
         options = {k: given[k] for k in _POOL_ATTRS if k in given and "layout" not in k}
         make = _POOLS[op_name(call)]
         out = self.bind(make(*args, **_plain_options(options), layout="NHWC", out_layout="NHWC"))
-        return Image(self.reshape(out, (1, *known_dims(out))), lead)
+        out = self.reshape(out, (1, *known_dims(out)))
+        if spikes is not None:
+            self.compact[out] = spikes
+        return Image(out, lead)
 
 
 def _is_own(grad: NeuronGrad, x: Image, channel: Sequence[relax.Expr]) -> bool:
@@ -353,6 +368,7 @@ Lowering.handlers = {
     "relax.expand_dims": Lowering._reshaped,
     "relax.squeeze": Lowering._reshaped,
     "relax.broadcast_to": Lowering._broadcast,
+    "relax.collapse_sum_to": Lowering._collapsed,
     "relax.mean": Lowering._reduced,
     "relax.sum": Lowering._reduced,
     **dict.fromkeys(_POOLS, Lowering._pool),

@@ -154,6 +154,45 @@ def test_pools_and_head(tools, pool):
     tools.check(Model().double(), inputs(3, 2, 3, 6, 8))
 
 
+@pytest.mark.parametrize(
+    ("pool", "size"), [(nn.MaxPool2d(2), (3, 3)), (nn.MaxPool2d(3, 2, 1), (4, 3))]
+)
+def test_pooled_spikes(tools, pool, size):
+    """Bytes, as what the next convolution reads."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif, self.last = LIF(), Time(pool, nn.Conv2d(3, 4, 3, padding=1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.lif(x)).mean((3, 4))
+
+    torch.manual_seed(6)
+    program = tools.check(Model().double(), 2 * inputs(3, 2, 3, 7, 6))
+    values = [b.var.ty for b in program.lowered["forward"].body.blocks[0].bindings]
+    spikes = [tuple(map(int, t.shape)) for t in values if str(getattr(t, "dtype", "")) == "uint8"]
+    assert (1, 6, *size, 3) in spikes
+
+
+def test_static_image(tools):
+    """Its gradient is added up over time where it lies."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.lif = nn.Conv2d(3, 5, 3, padding=1, bias=False), LIF()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            return self.lif(y.unsqueeze(0).expand(4, *y.shape)).mean((3, 4))
+
+    torch.manual_seed(7)
+    program = tools.check(Model().double(), 2 * inputs(2, 3, 7, 6))
+    names = [g.name_hint for g, _ in program.lowered.functions_items()]
+    assert not any("collapse" in n for n in names)
+
+
 def test_batch_norm_far_from_zero(tools):
     x = 1e4 + inputs(2, 3, 5, 5)
     tools.check(nn.BatchNorm2d(3).double(), x, tol=1e-7)

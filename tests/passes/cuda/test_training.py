@@ -30,7 +30,9 @@ from ..cpu_training.test_programs import (  # noqa: TID252  # the CPU's programs
     test_fully_connected,
     test_many_steps_without_batch_norm,
     test_neuron_after_batch_norm,
+    test_pooled_spikes,
     test_pools_and_head,
+    test_static_image,
     test_tt_conv,
     tt,
 )
@@ -42,7 +44,9 @@ __all__ = [
     "test_fully_connected",
     "test_many_steps_without_batch_norm",
     "test_neuron_after_batch_norm",
+    "test_pooled_spikes",
     "test_pools_and_head",
+    "test_static_image",
     "test_tt_conv",
 ]
 
