@@ -14,6 +14,7 @@ from math import ceil, prod
 
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.conv_load import width_of
+from ttsnn.passes.cuda.kernels.mma import PACK
 from ttsnn.passes.layers.config import Stage
 
 __all__ = ["GradTile", "byte_width", "default_grad_tile"]
@@ -183,7 +184,7 @@ class _Case:
 
     def _shapes(self, tile: GradTile) -> Iterator[GradTile]:
         """With every tile of a thread, depth and split."""
-        pack = {"fp32": 0, "tf32": 1}.get(self.precision, 2)
+        pack = 0 if self.precision == "fp32" else PACK[self.precision]
         if pack:
             sides = [(r, c) for r in (2, 4, 8) for c in (2, 4, 8, 16) if r * c <= 64]
             depths = [8 * pack, 16 * pack]
