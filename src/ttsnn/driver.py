@@ -470,7 +470,9 @@ def link_library(executable: Any) -> bytes:
         file = Path(folder) / "lib.so"
         try:
             check_room(folder, _LINK_BYTES)
-            executable.export_library(str(file), workspace_dir=folder)
+            # LLVM's debug information is a third of a large library; names of symbols stay
+            options = ["-Wl,--strip-debug"]
+            executable.export_library(str(file), workspace_dir=folder, options=options)
             return file.read_bytes()
         except TTSNNError:
             raise
