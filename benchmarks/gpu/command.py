@@ -67,6 +67,7 @@ def _compile(part: argparse.ArgumentParser) -> None:
         default="grid",
         help="first: the cases of a first run on a GPU, instead of the lists below",
     )
+    part.add_argument("--only", default="*", help="cases whose names fit, as 'train-*-ptt-*'")
     part.add_argument("--phases", default="inference,train")
     part.add_argument("--networks", default="ms_resnet18,ms_resnet34")
     part.add_argument("--modes", default="dense,stt,ptt,htt")

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from dataclasses import asdict
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def compile_all(args: argparse.Namespace) -> int:
         lists = (args.phases, args.networks, args.modes, args.batches, args.timesteps)
         cases = grid(*lists, args.precisions, args.dataset)
     done, store = [], Store(args.folder)
-    for case in cases:
+    for case in (c for c in cases if fnmatch(c.name, args.only)):
         done.append(compile_case(case, args.folder, store, args))
         store.save()
         size = done[-1]["file_bytes"] / 2**20
