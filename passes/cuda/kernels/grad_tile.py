@@ -292,6 +292,7 @@ class _Case:
 def _shares(channels: int, width: int, most: int) -> list[int]:
     """Equal shares of the channels, in whole vectors, at most ``most`` of them."""
     fewest = ceil(channels / most)
-    counts = [n for n in range(fewest, fewest + 5) if n == fewest or channels / n >= 16]
+    counts = {n for n in range(fewest, fewest + 5) if n == fewest or channels / n >= 16}
+    counts |= {ceil(channels / side) for side in (64, 128) if side <= min(channels, most)}
     sizes = {ceil(ceil(channels / n) / width) * width for n in counts}
     return sorted(size for size in sizes if size <= most)

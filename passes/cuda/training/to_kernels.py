@@ -106,7 +106,7 @@ class _Kernels(TrainingKernels):
 
     def core_grads(self, map_: WeightMap, channels: tuple[int, int], dtype: str) -> PrimFunc:
         """See :class:`TrainingKernels`."""
-        return core_grads(map_, channels, dtype)
+        return core_grads(map_, channels, dtype, self.gpu)
 
     def _weight(
         self, link: Link, cores: Sequence[relax.Expr], stage: Stage, dtype: str, transposed: bool

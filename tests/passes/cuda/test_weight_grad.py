@@ -152,6 +152,7 @@ def test_default_tiles(dtype, precision):
         (SQUARE, (2, 64), 48, dtype),
         (POINT, (512, 164), 6, "uint8"),
         (SQUARE, (512, 512), 4, "uint8"),
+        (POINT, (4096, 1024), 1, dtype),
     ):
         stage = Stage(taps, (size, size), (size, size), *channels)
         tile = default_grad_tile(stage, 768, dtype, x_dtype, precision, gpu)
