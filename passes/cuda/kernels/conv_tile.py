@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
-from math import ceil, prod
+from math import prod
+
+import numpy as np
 
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, phases
+from ttsnn.passes.cuda.kernels.many import at, axes, ceil_div, combined, larger, least
 from ttsnn.passes.cuda.kernels.mma import PACK, WORDS
 
 __all__ = ["ConvTile", "default_tile"]
@@ -88,7 +89,7 @@ class ConvTile:
     @property
     def w_stride(self) -> int:
         """Elements between the weights of input channels there: an odd number of eights."""
-        return (ceil(self.channels / 8) | 1) * 8
+        return (ceil_div(self.channels, 8) | 1) * 8
 
     def shared_rows(self, lanes: int) -> tuple[int, int]:
         """Elements that a group has in shared memory, of the input and of the weight."""
@@ -98,7 +99,7 @@ class ConvTile:
     def shared_bytes(self, itemsize: int) -> int:
         """Shared memory of a block."""
         operands = self.split * sum(self.shared_rows(16 // itemsize))
-        return max(operands, (self.split - 1) * self.group * self.sums) * itemsize
+        return larger(operands, (self.split - 1) * self.group * self.sums) * itemsize
 
 
 def default_tile(spec: ConvSpec, batch: int | None, gpu: Gpu) -> ConvTile:
@@ -110,39 +111,35 @@ def default_tile(spec: ConvSpec, batch: int | None, gpu: Gpu) -> ConvTile:
     images = (batch or 8) * (spec.T if spec.folded else 1)
     parts = [(p.spec, images * prod(p.spec.stage.out_size)) for p in phases(spec)]
 
-    def cycles(tile: ConvTile) -> float:
-        return sum(_cycles(tile, part, pixels, gpu) for part, pixels in parts)
+    def fastest(tiles: ConvTile) -> ConvTile:
+        return least(tiles, sum(_cycles(tiles, part, pixels, gpu) for part, pixels in parts))
 
-    best = min(_tiles(spec, gpu), key=cycles)
+    best = fastest(_tiles(spec, gpu))
     threads = sum(_blocks(best, part, pixels) for part, pixels in parts) * best.threads
     if batch is None or threads >= gpu.multiprocessors * gpu.hiding_threads:
         return best
-    return min(_split_tiles(spec, gpu), key=cycles)
+    return fastest(_split_tiles(spec, gpu))
 
 
 def _blocks(tile: ConvTile, spec: ConvSpec, pixels: int) -> int:
-    return ceil(pixels / tile.pixels) * ceil(spec.stage.out_channels / tile.channels)
+    return ceil_div(pixels, tile.pixels) * ceil_div(spec.stage.out_channels, tile.channels)
 
 
-def _split_tiles(spec: ConvSpec, gpu: Gpu) -> Iterator[ConvTile]:
-    """Deeper steps, smaller tiles, and sums split so often that some group has a step less."""
+def _split_tiles(spec: ConvSpec, gpu: Gpu) -> ConvTile:
+    """Deeper steps, smaller tiles, and split sums; see ``many.py``."""
     itemsize = _itemsize(spec)
-    for plain, deeper in product(_tiles(spec, gpu, 16), (1, 2)):
-        tile = replace(plain, depth=plain.depth * deeper)
-        if not _fetchable(tile, spec):
-            continue
-        held = tile.sums * itemsize // 4 + 4 * _fetches(tile, 16 // itemsize)
-        if held > MAX_HELD:
-            continue
-        before = 0
-        for split in range(1, MAX_SPLIT + 1):
-            new = replace(tile, split=split)
-            steps = _steps(new, spec)
-            if new.threads > MAX_THREADS or new.shared_bytes(itemsize) > gpu.shared:
-                break
-            if steps != before and new.threads % 32 == 0:
-                yield new
-                before = steps
+    (factor,), (split,) = axes([1, 2]), axes(range(1, MAX_SPLIT + 1))
+    plain = at(_tiles(spec, gpu, 16), np.s_[:, None])
+    deeper = combined(replace(plain, depth=plain.depth * factor))
+    held = deeper.sums * itemsize // 4 + 4 * _fetches(deeper, 16 // itemsize)
+    deeper = at(deeper, _fetchable(deeper, spec) & (held <= MAX_HELD))
+    tiles = combined(replace(at(deeper, np.s_[:, None]), split=split))
+    return at(
+        tiles,
+        (tiles.threads <= MAX_THREADS)
+        & (tiles.threads % 32 == 0)
+        & (tiles.shared_bytes(itemsize) <= gpu.shared),
+    )
 
 
 def _itemsize(spec: ConvSpec) -> int:
@@ -156,53 +153,58 @@ def _fetchable(tile: ConvTile, spec: ConvSpec) -> bool:
     return tile.group >= tile.depth // min(widths)
 
 
-def _tiles(spec: ConvSpec, gpu: Gpu, fewest: int = 32) -> Iterator[ConvTile]:
-    """Tiles of at least ``fewest`` threads that fit."""
+def _tiles(spec: ConvSpec, gpu: Gpu, fewest: int = 32) -> ConvTile:
+    """Tiles of at least ``fewest`` threads that fit; see ``many.py``."""
     itemsize, pack = _itemsize(spec), PACK[spec.precision]
     time = _time_tile(spec)
-    cout = spec.stage.out_channels
     if spec.precision == "fp32":
-        shapes = product(_rows(time, itemsize), (4, 8), _channels(cout, 4), _depths(spec, 4))
-        units = 1, 1
-    else:
-        shapes = product(
-            (2, 4, 8), (2, 4, 6, 8, 12), _channels(cout, 8), _depths(spec, WORDS * pack)
-        )
-        units = 8, 4  # whole fragments of 16 pixels × 8 channels, see :class:`Mma`
-    for (rows, columns, channels, depth), pixels in product(shapes, (4, 8, 16, 32, 64, 128, 256)):
-        tile = ConvTile(time, pixels, channels, depth, rows, columns, pack=pack)
-        if (
-            pixels % (units[0] * rows) == 0
-            and channels % (units[1] * columns) == 0
-            and tile.sums * itemsize <= 256
-            and fewest <= tile.threads <= 256
-            and tile.threads % fewest == 0
-            and tile.shared_bytes(itemsize) <= gpu.shared
-            and _registers(tile, itemsize) <= MAX_REGISTERS
-            and _fetchable(tile, spec)
-        ):
-            yield tile
+        own, units, unit = (_rows(time, itemsize), [4, 8]), (1, 1), (4, 4)
+    else:  # whole fragments of 16 pixels × 8 channels, see :class:`Mma`
+        own, units, unit = ([2, 4, 8], [2, 4, 6, 8, 12]), (8, 4), (8, WORDS * pack)
+    rows, columns, channels, depth, pixels = axes(
+        *own,
+        _channels(spec.stage.out_channels, unit[0]),
+        _depths(spec, unit[1]),
+        [4, 8, 16, 32, 64, 128, 256],
+    )
+    tiles = combined(ConvTile(time, pixels, channels, depth, rows, columns, pack=pack))
+    tiles = at(
+        tiles,
+        (tiles.pixels % (units[0] * tiles.rows) == 0)
+        & (tiles.channels % (units[1] * tiles.columns) == 0),
+    )
+    return at(
+        tiles,
+        (tiles.sums * itemsize <= 256)
+        & (tiles.threads <= 256)
+        & (tiles.threads % fewest == 0)
+        & (tiles.shared_bytes(itemsize) <= gpu.shared)
+        & (_registers(tiles, itemsize) <= MAX_REGISTERS)
+        & _fetchable(tiles, spec),
+    )
 
 
-def _rows(time: int, itemsize: int) -> set[int]:
-    return {max(1, outputs // time) for outputs in ((4, 8) if itemsize == 8 else (4, 8, 16))}
+def _rows(time: int, itemsize: int) -> list[int]:
+    """The most first, for of equally fast tiles those with columns of one vector are taken."""
+    sums = (4, 8) if itemsize == 8 else (4, 8, 16)
+    return sorted({max(1, n // time) for n in sums}, reverse=True)
 
 
-def _channels(channels: int, unit: int) -> set[int]:
+def _channels(channels: int, unit: int) -> list[int]:
     """Widths of a block: the usual ones, and parts of the channels that leave few lanes idle."""
-    parts = {_up(ceil(channels / n), unit) for n in range(1, channels + 1)}
-    return {16, 32, 64, 128} | {p for p in parts if p <= 128 and p >= min(16, channels)}
+    parts = {_up(ceil_div(channels, n), unit) for n in range(1, channels + 1)}
+    return sorted({16, 32, 64, 128} | {p for p in parts if min(16, channels) <= p <= 128})
 
 
-def _depths(spec: ConvSpec, unit: int) -> set[int]:
+def _depths(spec: ConvSpec, unit: int) -> list[int]:
     """Depths of a step: parts of the input channels of about equal size."""
     sizes = {s.stage.in_channels for s in spec.segments}
-    parts = {_up(ceil(size / n), unit) for size in sizes for n in range(1, size + 1)}
-    return {p for p in parts if p <= 32 and (p >= 8 or p == max(parts))}
+    parts = {_up(ceil_div(size, n), unit) for size in sizes for n in range(1, size + 1)}
+    return sorted(p for p in parts if p <= 32 and (p >= 8 or p == max(parts)))
 
 
 def _up(size: int, multiple: int) -> int:
-    return ceil(size / multiple) * multiple
+    return ceil_div(size, multiple) * multiple
 
 
 def _time_tile(spec: ConvSpec) -> int:
@@ -216,7 +218,7 @@ def _time_tile(spec: ConvSpec) -> int:
 def _steps(tile: ConvTile, spec: ConvSpec) -> int:
     """Steps of the sums of a block, one after the other."""
     return sum(
-        ceil(len(s.stage.taps) * ceil(s.stage.in_channels / tile.depth) / tile.split)
+        ceil_div(len(s.stage.taps) * ceil_div(s.stage.in_channels, tile.depth), tile.split)
         * (1 if s.still or spec.folded else (s.end - s.begin) // tile.time)
         for s in spec.segments
     )
@@ -225,7 +227,7 @@ def _steps(tile: ConvTile, spec: ConvSpec) -> int:
 def _fetches(tile: ConvTile, lanes: int) -> int:
     """Vectors that a thread fetches for a step."""
     rows = tile.time * tile.pixels, tile.channels
-    return sum(ceil(r * tile.depth / lanes / tile.group) for r in rows)
+    return sum(ceil_div(r * tile.depth, lanes * tile.group) for r in rows)
 
 
 def _registers(tile: ConvTile, itemsize: int) -> float:
@@ -246,7 +248,7 @@ def _instructions(tile: ConvTile, spec: ConvSpec) -> float:
     return products * (PRODUCT * tile.sums / 4 + WORD * (2 * outputs + tile.columns)) + fetching
 
 
-def _cycles(tile: ConvTile, spec: ConvSpec, pixels: int, gpu: Gpu) -> float:
+def _cycles(tile: ConvTile, spec: ConvSpec, pixels: int, gpu: Gpu) -> np.ndarray:
     """Cycles of a launch. A model from data sheets and machine code, not a measurement.
 
     A step of the sum lasts until the next operands are there, or until its instructions are
@@ -255,27 +257,27 @@ def _cycles(tile: ConvTile, spec: ConvSpec, pixels: int, gpu: Gpu) -> float:
     """
     itemsize = _itemsize(spec)
     blocks = _blocks(tile, spec, pixels) / gpu.multiprocessors
-    each = ceil(blocks) if blocks < 8 else blocks
-    together = min(
+    each = np.where(blocks < 8, np.ceil(blocks), blocks)
+    limits = (
         gpu.resident_threads // tile.threads,
-        int(gpu.registers / (_registers(tile, itemsize) * tile.threads)),
+        gpu.registers // (_registers(tile, itemsize) * tile.threads),
         gpu.shared_together // tile.shared_bytes(itemsize),
     )
+    together = np.maximum(1, np.minimum.reduce(limits))
     instructions = _instructions(tile, spec)
     x_size = 1 if all(s.x_dtype == "uint8" for s in spec.segments) else itemsize
     operands = tile.time * tile.pixels * x_size + tile.channels * itemsize
     fetched = tile.split * operands * tile.depth / gpu.l2_bytes
-    added = (tile.split - 1) * tile.sums * itemsize / 16 * 8 + (BARRIERS if tile.split > 1 else 0)
+    added = (tile.split - 1) * tile.sums * itemsize / 16 * 8 + BARRIERS * (tile.split > 1)
+    steps = _steps(tile, spec)
 
-    def cycles(resident: float) -> float:
+    def cycles(resident: np.ndarray) -> np.ndarray:
         warps = resident * tile.threads / 32 / SCHEDULERS  # of a scheduler
-        busy = max(ARRIVAL, instructions * max(warps, BUSY_WARPS), fetched * resident)
-        return START + _steps(tile, spec) * (BARRIERS + busy) + added
+        issued = instructions * np.maximum(warps, BUSY_WARPS)
+        busy = np.maximum(ARRIVAL, np.maximum(issued, fetched * resident))
+        return START + steps * (BARRIERS + busy) + added
 
-    together = max(1, together)
-    if each <= together:
-        return cycles(each)
-    whole, rest = divmod(each, together)
-    if blocks >= 8:
-        return each / together * cycles(together)
-    return whole * cycles(together) + (cycles(rest) if rest else 0)
+    whole, rest = np.divmod(each, together)
+    few = whole * cycles(together) + (rest > 0) * cycles(rest)
+    many = np.maximum(1, each / together) * cycles(np.minimum(each, together))
+    return np.where(blocks < 8, few, many)

@@ -6,14 +6,15 @@ multiprocessor issues and fetches; it is no measurement.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import product
 from math import ceil, prod
+
+import numpy as np
 
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.conv_load import width_of
+from ttsnn.passes.cuda.kernels.many import at, axes, ceil_div, combined, larger, least
 from ttsnn.passes.cuda.kernels.mma import PACK
 from ttsnn.passes.layers.config import Stage
 
@@ -73,12 +74,12 @@ class GradTile:
     @property
     def down(self) -> int:
         """Threads (warps on tensor cores) of a group below each other."""
-        return ceil(self.height / (self.own_rows * (8 if self.pack else 1)))
+        return ceil_div(self.height, self.own_rows * (8 if self.pack else 1))
 
     @property
     def across(self) -> int:
         """Threads (warps) of a group beside each other."""
-        return ceil(self.columns / (self.own_columns * (4 if self.pack else 1)))
+        return ceil_div(self.columns, self.own_columns * (4 if self.pack else 1))
 
     @property
     def group(self) -> int:
@@ -119,12 +120,12 @@ class GradTile:
         if not self.pack:
             return across
         # four lines of eight words, as fragments are read, then lie in different banks
-        x, dy = (ceil((n - 8) / 32) * 32 + 8 for n in (across[0] * 8, across[1] * 4))
+        x, dy = (ceil_div(n - 8, 32) * 32 + 8 for n in (across[0] * 8, across[1] * 4))
         return x, dy
 
     def shared_elements(self) -> int:
         """Of the operands, or of the sums that half of the groups hand over in their place."""
-        return max(self.lines * sum(self.strides), self.split // 2 * self.group * self.sums)
+        return larger(self.lines * sum(self.strides), self.split // 2 * self.group * self.sums)
 
 
 def byte_width(channels: int) -> int:
@@ -146,7 +147,8 @@ def default_grad_tile(
         gpu: which one.
     """
     case = _Case(stage, images * prod(stage.out_size), dtype, x_dtype, precision, gpu)
-    return min(case.tiles(), key=case.time)
+    tiles = case.tiles()
+    return least(tiles, case.time(tiles))
 
 
 @dataclass(frozen=True)
@@ -169,49 +171,50 @@ class _Case:
         x = byte_width(cin) if self.x_dtype == "uint8" else width_of(cin, self.lanes)
         return x, width_of(cout, self.lanes)
 
-    def tiles(self) -> Iterator[GradTile]:
-        """All that fit."""
+    def tiles(self) -> GradTile:
+        """All that fit; see ``many.py``."""
+        tiles = self._of_threads(*np.array(self._matrices()).T[:, :, None])
+        depths = [8 * tiles.pack, 16 * tiles.pack] if tiles.pack else [4, 8, 16]
+        share, depth = axes([1, 2, THREADS], depths)
+        tiles = at(tiles, np.s_[:, None, None])
+        # as many groups as fit, half of them, or one
+        split = ceil_div(THREADS // tiles.group, share)
+        tiles = combined(replace(tiles, split=split, depth=depth))
+        tiles = at(tiles, tiles.threads >= larger(64, larger(*self._per_line(tiles))))
+        fits = tiles.shared_elements() * self.itemsize <= self.gpu.shared
+        tiles = at(tiles, fits & (self._registers(tiles) <= MOST))
+        # as many blocks as run at once, or twice as many
+        (waves,) = axes([1, 2])
+        tiles = at(tiles, np.s_[:, None])
+        wanted = waves * self.gpu.multiprocessors * self._resident(tiles) // self._blocks(tiles)
+        parts = np.minimum(wanted, ceil_div(self.pixels, tiles.step) // 2)
+        return combined(replace(tiles, parts=np.maximum(1, parts)))
+
+    def _matrices(self) -> list[tuple[int, int, int]]:
+        """Taps, rows and columns of a block."""
         s, (wide_x, wide_y) = self.stage, self.widths
         n = len(s.taps)
-        for taps in (t for t in range(1, n + 1) if n % t == 0):
-            most = max(MAX_SIDE // taps, wide_x)
-            for rows, columns in product(
-                _shares(s.in_channels, wide_x, most),
-                _shares(s.out_channels, max(wide_y, width_of(s.out_channels, 2)), MAX_SIDE),
-            ):
-                for tile in self._shapes(GradTile(taps, rows, columns, 4, 4, 8, 1)):
-                    yield from self._with_parts(tile)
+        across = _shares(s.out_channels, max(wide_y, width_of(s.out_channels, 2)), MAX_SIDE)
+        return [
+            (taps, rows, columns)
+            for taps in range(1, n + 1)
+            if n % taps == 0
+            for rows in _shares(s.in_channels, wide_x, max(MAX_SIDE // taps, wide_x))
+            for columns in across
+        ]
 
-    def _shapes(self, tile: GradTile) -> Iterator[GradTile]:
-        """With every tile of a thread, depth and split."""
+    def _of_threads(self, taps: int, rows: int, columns: int) -> GradTile:
+        """With every tile of a thread, of one group that is not too large."""
         pack = 0 if self.precision == "fp32" else PACK[self.precision]
         if pack:
             sides = [(r, c) for r in (2, 4, 8) for c in (2, 4, 8, 16) if r * c <= 64]
-            depths = [8 * pack, 16 * pack]
         else:
             sizes = (4, 8, 12, 16, 20) if self.lanes == 4 else (2, 4, 6, 8)
             sides = [(r, c) for r in sizes for c in sizes if r * c <= 25 * self.lanes]
-            depths = [4, 8, 16]
-        for own_rows, own_columns in sides:
-            shape = replace(tile, own_rows=own_rows, own_columns=own_columns, pack=pack)
-            if shape.group > THREADS:
-                continue
-            if not pack and shape.sums > 16 and shape.padding > MAX_PADDING:
-                continue
-            most = THREADS // shape.group
-            for split, depth in product({most, ceil(most / 2), 1}, depths):
-                new = replace(shape, split=split, depth=depth)
-                fits = new.shared_elements() * self.itemsize <= self.gpu.shared
-                if fits and new.threads >= 64 and self._registers(new) <= MOST:
-                    yield new
-
-    def _with_parts(self, tile: GradTile) -> Iterator[GradTile]:
-        """As many blocks as run at once, or twice as many."""
-        wanted = self.gpu.multiprocessors * self._resident(tile) / self._blocks(tile)
-        steps = ceil(self.pixels / tile.step)
-        yield from {
-            replace(tile, parts=max(1, min(int(waves * wanted), steps // 2))) for waves in (1, 2)
-        }
+        own_rows, own_columns = np.array(sides).T
+        tiles = combined(GradTile(taps, rows, columns, own_rows, own_columns, 1, 1, pack=pack))
+        useful = bool(pack) | (tiles.sums <= 16) | (tiles.padding <= MAX_PADDING)
+        return at(tiles, useful & (tiles.group <= THREADS))
 
     @property
     def itemsize(self) -> int:
@@ -219,40 +222,40 @@ class _Case:
 
     def _blocks(self, tile: GradTile) -> int:
         s = self.stage
-        channels = ceil(s.in_channels / tile.rows) * ceil(s.out_channels / tile.columns)
+        channels = ceil_div(s.in_channels, tile.rows) * ceil_div(s.out_channels, tile.columns)
         return len(s.taps) // tile.taps * channels
+
+    def _per_line(self, tile: GradTile) -> tuple[int, int]:
+        """Vectors of channels of x (a tap) and of dy; threads of a block are no fewer."""
+        return ceil_div(tile.rows, self.widths[0]), ceil_div(tile.columns, self.widths[1])
 
     def _items(self, tile: GradTile) -> tuple[int, int]:
         """Pixels × vectors of channels that a thread fetches of x (a tap) and of dy."""
-        per_line = ceil(tile.rows / self.widths[0]), ceil(tile.columns / self.widths[1])
-        if max(per_line) > tile.threads:
-            return 1000, 1000
-        x, dy = (ceil(tile.lines / (tile.threads // n)) * max(1, tile.pack) for n in per_line)
+        lines, pack = tile.lines, max(1, tile.pack)
+        x, dy = (ceil_div(lines, tile.threads // n) * pack for n in self._per_line(tile))
         return x, dy
 
     def _registers(self, tile: GradTile) -> int:
         """Of a thread: sums, operands, what it fetches, and places."""
         x, dy = self._items(tile)
-        words = self.itemsize // 4
-        held = x * tile.taps * (max(1, self.widths[0] // 4) if self.x_dtype == "uint8" else 0)
-        if self.x_dtype != "uint8":
-            held = x * tile.taps * self.widths[0] * words
-        held += dy * self.widths[1] * words
+        words, (wide_x, wide_y) = self.itemsize // 4, self.widths
+        wide_x = max(1, wide_x // 4) if self.x_dtype == "uint8" else wide_x * words
+        held = x * tile.taps * wide_x + dy * wide_y * words
         return (tile.sums + tile.own_rows + tile.own_columns) * words + held + 2 * x + 32
 
     def _resident(self, tile: GradTile) -> int:
         """Blocks that a multiprocessor holds at once."""
         shared = tile.shared_elements() * self.itemsize + 1024
-        registers = ceil(self._registers(tile) / 8) * 8 * ceil(tile.threads / 32) * 32
+        registers = ceil_div(self._registers(tile), 8) * 8 * ceil_div(tile.threads, 32) * 32
         limits = self.gpu.resident_threads // tile.threads, REGISTERS // registers
-        return max(1, min(*limits, SHARED // shared))
+        return larger(1, np.minimum(np.minimum(*limits), SHARED // shared))
 
-    def time(self, tile: GradTile) -> float:
+    def time(self, tile: GradTile) -> np.ndarray:
         """Cycles of both launches."""
         blocks, s = self._blocks(tile) * tile.parts, self.stage
-        each = ceil(blocks / self.gpu.multiprocessors)
-        together = min(each, self._resident(tile))
-        warps = ceil(tile.threads / 32)
+        each = ceil_div(blocks, self.gpu.multiprocessors)
+        together = np.minimum(each, self._resident(tile))
+        warps = ceil_div(tile.threads, 32)
         x, dy = self._items(tile)
         # instructions of a thread in a step
         places = 1 if s.in_size == s.out_size and len(s.taps) == 1 else 9
@@ -266,27 +269,25 @@ class _Case:
         # taps of one block find in the first-level cache what the first of them fetched
         size = tile.rows * (1 + (tile.taps - 1) / 4) * (1 if bytes_ else self.itemsize)
         fetched = tile.step * (size + tile.columns * self.itemsize) / self.gpu.l2_bytes
-        step = max(together * max(busy, fetched), ARRIVAL + fetch) + BARRIERS
-        step += together * min(busy, fetched) / 4  # not all of it at the same time
-        steps = ceil(ceil(self.pixels / tile.step) / tile.parts)
-        added = 8 * tile.sums * tile.split.bit_length()
-        total: float = ceil(each / together) * (START + steps * step + added)
-        if tile.parts > 1:
-            elements = len(s.taps) * s.in_channels * s.out_channels * tile.parts
-            moved = 4 * elements * self.itemsize / (self.gpu.multiprocessors * self.gpu.l2_bytes)
-            total += LAUNCH + moved
-        return total
+        step = np.maximum(together * np.maximum(busy, fetched), ARRIVAL + fetch) + BARRIERS
+        step += together * np.minimum(busy, fetched) / 4  # not all of it at the same time
+        steps = ceil_div(ceil_div(self.pixels, tile.step), tile.parts)
+        added = 8 * tile.sums * np.frexp(tile.split)[1]  # by halves of the groups
+        elements = len(s.taps) * s.in_channels * s.out_channels * tile.parts
+        moved = 4 * elements * self.itemsize / (self.gpu.multiprocessors * self.gpu.l2_bytes)
+        launches = ceil_div(each, together) * (START + steps * step + added)
+        return launches + (tile.parts > 1) * (LAUNCH + moved)
 
-    def _multiply(self, tile: GradTile) -> float:
+    def _multiply(self, tile: GradTile) -> np.ndarray:
         """Cycles of a scheduler for a warp's products of one step."""
         if tile.pack:
             down, across = tile.own_rows // 2, tile.own_columns // 2
             products, loads = FRAGMENT * down * across, SCHEDULERS * (4 * down + 2 * across)
-            return tile.depth / (8 * tile.pack) * max(products, loads)
+            return tile.depth / (8 * tile.pack) * np.maximum(products, loads)
         slow = 2 if self.lanes == 2 else 128 / self.gpu.lanes
         vectors = (tile.own_rows + tile.own_columns) / self.lanes
         # an access to shared memory of 16 bytes keeps it for two cycles, for all schedulers
-        return tile.depth * max(tile.sums * slow + vectors, 2 * SCHEDULERS * vectors)
+        return tile.depth * np.maximum(tile.sums * slow + vectors, 2 * SCHEDULERS * vectors)
 
 
 def _shares(channels: int, width: int, most: int) -> list[int]:
