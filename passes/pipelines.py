@@ -16,6 +16,7 @@ from ttsnn.passes.prune import Prune
 from ttsnn.passes.schedule_contractions import CostModel, ScheduleContractions
 
 __all__ = [
+    "all_checked",
     "build_passes",
     "fuse_passes",
     "graph_passes",
@@ -97,6 +98,16 @@ def training_operator_passes(
         t.FuseTIR(),
         *wanted_passes(functions),
     ]
+
+
+def all_checked(mod: tvm.IRModule) -> tvm.IRModule:
+    """The module, for a virtual machine that checks shapes and dtypes of all arguments of its
+    functions: with ``num_input`` it leaves out the weights, and kernels check nothing."""
+    out = tvm.IRModule(dict(mod.functions_items()), attrs=mod.attrs)
+    for gvar, func in mod.functions_items():
+        if isinstance(func, relax.Function) and "num_input" in (func.attrs or {}):
+            out.update_func(gvar, func.without_attr("num_input"))
+    return out
 
 
 def build_passes(*, cuda_graph: bool = False, plan_memory: bool = True) -> Passes:

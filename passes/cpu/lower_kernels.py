@@ -8,11 +8,11 @@ have the right size already.
 from __future__ import annotations
 
 import tvm
-import tvm_ffi
 from tvm import s_tir, tirx
-from tvm.s_tir.stmt import SBlock
 
-__all__ = ["KERNEL_PIPELINE", "LowerKernels", "has_blocks"]
+from ttsnn.passes.tir.has_blocks import has_blocks
+
+__all__ = ["KERNEL_PIPELINE", "LowerKernels"]
 
 KERNEL_PIPELINE = "ttsnn_cpu"
 """Name under which TVM's build finds these passes."""
@@ -31,13 +31,6 @@ class LowerKernels:
         for gvar, func in rest.functions_items():
             flat.update_func(gvar, func)
         return tvm.transform.Sequential(_loops())(flat)
-
-
-def has_blocks(func: tirx.PrimFunc) -> bool:
-    """False for kernels that were written as loops over flat buffers."""
-    found: list[SBlock] = []
-    tvm_ffi.structural_walk(func.body, (SBlock, found.append))
-    return bool(found)
 
 
 def _blocks() -> list[tvm.transform.Pass]:

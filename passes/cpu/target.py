@@ -15,7 +15,7 @@ from ttsnn.errors import TargetError
 from ttsnn.passes.cpu.any_alignment import ALIGNMENT
 from ttsnn.passes.cpu.event_choice import EventChoice
 from ttsnn.passes.cpu.isa import isa_of
-from ttsnn.passes.cpu.machine_code import machine_code
+from ttsnn.passes.cpu.lower_kernels import KERNEL_PIPELINE
 from ttsnn.passes.cpu.pack_weights import TilesOf
 from ttsnn.passes.cpu.pipeline import lower_passes
 from ttsnn.passes.cpu.planned_memory import planned_bytes
@@ -25,7 +25,8 @@ from ttsnn.passes.cpu.tuning import LayerTask, layer_tasks
 from ttsnn.passes.cpu.tuning.tuned import BestOf, TunedLayers, tuned_layers
 from ttsnn.passes.expose_spikes import ExposeSpikes
 from ttsnn.passes.kernel_list import kernel_list
-from ttsnn.passes.pipelines import build_passes
+from ttsnn.passes.machine_code import machine_code
+from ttsnn.passes.pipelines import all_checked, build_passes
 from ttsnn.program import PARAMS
 from ttsnn.targets import KernelInfo, Target
 
@@ -161,15 +162,10 @@ class CpuTarget(Target):
 
     def build(self, lowered: tvm.IRModule) -> relax.VMExecutable:
         """Scheduled kernels → executable."""
-        mod = tvm.IRModule(dict(lowered.functions_items()), attrs=lowered.attrs)
-        mod = mod.without_attr(PARAMS)
-        for gvar, func in lowered.functions_items():
-            if isinstance(func, relax.Function) and "num_input" in (func.attrs or {}):
-                # else the virtual machine does not check the weights, which kernels do not either
-                mod.update_func(gvar, func.without_attr("num_input"))
+        mod = all_checked(lowered.without_attr(PARAMS))
         with self.tvm_target:
             mod = tvm.transform.Sequential(build_passes())(mod)
-        return machine_code(mod, self.tvm_target)
+        return machine_code(mod, self.tvm_target, KERNEL_PIPELINE, parts=16)
 
     def planned_bytes(self, lowered: tvm.IRModule) -> dict[str, int]:
         """Function → bytes of the buffers between its kernels; all sizes must be known."""

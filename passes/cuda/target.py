@@ -17,16 +17,21 @@ from ttsnn.debugging import instruments
 from ttsnn.errors import PassError, TargetError
 from ttsnn.passes.cuda.gpu import DEFAULT_ARCH, parse_arch
 from ttsnn.passes.cuda.kernels.mma import PRECISIONS, with_functions
+from ttsnn.passes.cuda.lower_kernels import KERNEL_PIPELINE
 from ttsnn.passes.cuda.pipeline import lower_passes
 from ttsnn.passes.cuda.rules.bound import all_bound
 from ttsnn.passes.cuda.training.pipeline import training_passes
 from ttsnn.passes.expose_spikes import ExposeSpikes
 from ttsnn.passes.kernel_list import kernel_list
-from ttsnn.passes.pipelines import build_passes
+from ttsnn.passes.machine_code import machine_code
+from ttsnn.passes.pipelines import all_checked, build_passes
 from ttsnn.program import PARAMS
 from ttsnn.targets import KernelInfo, Target
 
 __all__ = ["CudaTarget"]
+
+KERNELS_OF_AN_IMAGE = 48
+"""On average, at least: compiling one costs about a second, whatever is in it."""
 
 _SWITCHES = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
@@ -174,9 +179,8 @@ class CudaTarget(Target):
             TargetError: no CUDA compiler in this machine.
         """
         self.device_code = []
-        mod = lowered.without_attr(PARAMS)
+        mod = all_checked(lowered.without_attr(PARAMS))
         passes = build_passes(cuda_graph=self.cuda_graph, plan_memory=not self.exact_memory)
-        pipeline = tvm.transform.Sequential(passes)
         # loops that must be unrolled are left to the CUDA compiler: the source stays small
         config: dict = {
             "tirx.UnrollLoop": {"explicit_unroll": False, "auto_max_step": 0},
@@ -188,8 +192,15 @@ class CudaTarget(Target):
         with (
             compile_with(lambda source: compiler(with_functions(source))),
             tvm.transform.PassContext(config=config),
+            self.tvm_target,
         ):
-            return relax.build(mod, self.tvm_target, relax_pipeline=pipeline, tir_pipeline="s_tir")
+            mod = tvm.transform.Sequential(passes)(mod)
+            executable = machine_code(
+                mod, self.tvm_target, KERNEL_PIPELINE, parts=8, at_least=KERNELS_OF_AN_IMAGE
+            )
+        # threads finish in any order
+        self.device_code.sort(key=lambda code: code.source)
+        return executable
 
     def kernels(self, lowered: tvm.IRModule) -> list[KernelInfo]:
         """The kernels, in the order in which the module's functions call them first."""

@@ -9,44 +9,19 @@ import tvm
 from tvm import relax
 from tvm.tirx import PrimFunc
 
-from ttsnn.ops import lif, tt_conv2d, tt_linear
-from ttsnn.passes.cpu.lower_kernels import has_blocks
 from ttsnn.passes.pipelines import build_passes
+from ttsnn.passes.tir.has_blocks import has_blocks
 from ttsnn.program import PARAMS, params_of
 from ttsnn.targets import get_target
 
-from .tt_programs import program, run
+from .tt_programs import every_kind, run
 
 RNG = np.random.default_rng(4)
 
 
-def network(batch):
-    """TT convolution and neuron, pooling, a TT linear layer by its cores, softmax."""
-    shapes = {
-        "conv.g1": (3, 2),
-        "conv.g2": (3, 3, 3),
-        "conv.g3": (3, 3, 3),
-        "conv.g4": (6, 3),
-        "fc.cores.0": (1, 3, 2, 2),
-        "fc.cores.1": (2, 5, 3, 1),
-    }
-    params = {name: RNG.normal(size=shape) for name, shape in shapes.items()}
-
-    def body(bb, x, w):
-        y = bb.emit(tt_conv2d(x, *list(w.values())[:4], mode="ptt", padding=1))
-        sizes = list(y.ty.shape.values)
-        v0 = bb.emit(relax.op.zeros(sizes[1:], "float64"))
-        s = bb.emit(relax.TupleGetItem(bb.emit(lif(y, v0, decay=0.25, v_threshold=0.3)), 0))
-        y = bb.emit(relax.op.mean(s, [3, 4]))
-        y = bb.emit(tt_linear(y, *list(w.values())[4:]))
-        return bb.emit(relax.op.nn.softmax(y))
-
-    return program((2, batch, 2, 5, 4), params, body)
-
-
 @pytest.mark.parametrize("batch", [3, "n"])
 def test_same_numbers_as_the_default_pipeline(batch) -> None:
-    mod, target = network(batch), get_target("cpu")
+    mod, target = every_kind(batch), get_target("cpu")
     lowered = target.lower(mod, forms={"fc": "chain"})
     assert {has_blocks(f) for f in lowered.functions.values() if isinstance(f, PrimFunc)} == {
         False,
@@ -68,7 +43,7 @@ def test_same_numbers_as_the_default_pipeline(batch) -> None:
 
 
 def test_what_comes_from_outside_is_checked_although_kernels_check_nothing() -> None:
-    mod, target = network(3), get_target("cpu")
+    mod, target = every_kind(3), get_target("cpu")
     lowered = target.lower(mod)
     main = relax.VirtualMachine(target.build(lowered), tvm.cpu())["main"]
     weights = [tvm.runtime.tensor(np.asarray(v)) for v in params_of(lowered).values()]
@@ -85,7 +60,7 @@ def test_what_comes_from_outside_is_checked_although_kernels_check_nothing() -> 
 
 
 def test_parts_do_not_depend_on_the_number_of_threads(monkeypatch) -> None:
-    lowered, target = get_target("cpu").lower(network(3)), get_target("cpu")
+    lowered, target = get_target("cpu").lower(every_kind(3)), get_target("cpu")
     parts = []
     for cores in (1, 3):
         monkeypatch.setattr("os.cpu_count", lambda n=cores: n)

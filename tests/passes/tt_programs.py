@@ -9,9 +9,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from ttsnn.ops import lif, tt_conv2d, tt_linear
 from ttsnn.program import make_program, params_of
 
-__all__ = ["conv_layer", "linear_layer", "program", "run"]
+__all__ = ["conv_layer", "every_kind", "linear_layer", "program", "run"]
 
 
 def program(
@@ -54,6 +55,31 @@ def linear_layer(bb, x, weights, name):
     if f"{name}.bias" in weights:
         y = bb.emit(relax.op.add(y, weights[f"{name}.bias"]))
     return y
+
+
+def every_kind(batch) -> tvm.IRModule:
+    """TT convolution and neuron, pooling, a TT linear layer by its cores, softmax."""
+    rng = np.random.default_rng(4)
+    shapes = {
+        "conv.g1": (3, 2),
+        "conv.g2": (3, 3, 3),
+        "conv.g3": (3, 3, 3),
+        "conv.g4": (6, 3),
+        "fc.cores.0": (1, 3, 2, 2),
+        "fc.cores.1": (2, 5, 3, 1),
+    }
+    params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+
+    def body(bb, x, w):
+        y = bb.emit(tt_conv2d(x, *list(w.values())[:4], mode="ptt", padding=1))
+        sizes = list(y.ty.shape.values)
+        v0 = bb.emit(relax.op.zeros(sizes[1:], "float64"))
+        s = bb.emit(relax.TupleGetItem(bb.emit(lif(y, v0, decay=0.25, v_threshold=0.3)), 0))
+        y = bb.emit(relax.op.mean(s, [3, 4]))
+        y = bb.emit(tt_linear(y, *list(w.values())[4:]))
+        return bb.emit(relax.op.nn.softmax(y))
+
+    return program((2, batch, 2, 5, 4), params, body)
 
 
 def run(mod: tvm.IRModule, x: np.ndarray) -> np.ndarray:
