@@ -8,6 +8,7 @@ hundreds of statements and arguments for it.
 from __future__ import annotations
 
 import tvm
+import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.pipeline import (
     default_s_tir_pipeline,
@@ -25,20 +26,38 @@ KERNEL_PIPELINE = "ttsnn_cuda"
 
 @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
 class LowerKernels:
-    """Kernels with blocks by TVM's default pipeline, the others by the part that they need."""
+    """Kernels with blocks by TVM's default pipeline, the others by the part that they need.
+
+    Their checks of arguments go, but for kernels that check something of their own.
+    """
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply the pass."""
-        flat, rest = tvm.IRModule(attrs=mod.attrs), tvm.IRModule(attrs=mod.attrs)
+        flat, rest, careful = (tvm.IRModule(attrs=mod.attrs) for _ in range(3))
         for gvar, func in mod.functions_items():
-            (rest if has_blocks(func) else flat).update_func(gvar, func)
+            kind = careful if _asserts(func) else rest if has_blocks(func) else flat
+            kind.update_func(gvar, func)
         default, *_ = default_s_tir_pipeline()
         out = tvm.transform.Sequential(_flat())(flat)
-        for gvar, func in default(rest).functions_items():
-            out.update_func(gvar, func)
+        _add(out, default(rest))
         # the host's checks of every argument, most of its code: the virtual machine checks what
         # comes from outside once, where a function is entered
-        return tirx.transform.SkipAssert()(out)
+        out = tirx.transform.SkipAssert()(out)
+        # which would drop a kernel's own checks too, of a symbolic batch
+        _add(out, default(careful))
+        return out
+
+
+def _add(mod: tvm.IRModule, more: tvm.IRModule) -> None:
+    for gvar, func in more.functions_items():
+        mod.update_func(gvar, func)
+
+
+def _asserts(func: tirx.PrimFunc) -> bool:
+    """Whether a kernel checks something itself."""
+    found: list[tirx.AssertStmt] = []
+    tvm_ffi.structural_walk(func.body, (tirx.AssertStmt, found.append))
+    return bool(found)
 
 
 def _flat() -> list[tvm.transform.Pass]:
