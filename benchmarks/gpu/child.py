@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +19,7 @@ from gpu.cases import Case, read_index
 from gpu.clock import Clock, times
 from gpu.contenders import Setting, make
 from gpu.names import OURS
+from gpu.store import write_json
 
 CHECK = "check"
 """Stands for the comparison of results where a contender's name is wanted."""
@@ -82,9 +81,7 @@ class Row:
         self._write()
 
     def _write(self) -> None:
-        temporary = self._path.with_suffix(".part")
-        temporary.write_text(json.dumps(self._data))
-        os.replace(temporary, self._path)
+        write_json(self._path, self._data)
 
 
 @contextlib.contextmanager

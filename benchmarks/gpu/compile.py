@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict
 from fnmatch import fnmatch
@@ -14,7 +13,7 @@ import torch
 
 from gpu import agreement
 from gpu.cases import INDEX, MOMENTUM, Case, batch_of, dense_network, first_cases, grid
-from gpu.store import Store, strip
+from gpu.store import Store, strip, write_json
 
 CALIBRATION = 8  # samples; the same weights at every batch size
 
@@ -105,7 +104,7 @@ def compile_all(args: argparse.Namespace) -> int:
         store.save()
         size = done[-1]["file_bytes"] / 2**20
         print(f"{case.name}: {done[-1]['compile_s']:.0f} s, {size:.1f} MiB", flush=True)
-        (args.folder / INDEX).write_text(json.dumps(done, indent=1))
+        write_json(args.folder / INDEX, done)
     total = sum(f.stat().st_size for f in args.folder.iterdir())
     print(f"{len(done)} cases, {total / 2**20:.1f} MiB in {args.folder}")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from gpu.cases import INDEX, Case, read_index
 from gpu.child import CHECK
 from gpu.limits import shares
 from gpu.names import ORDER, OURS
-from gpu.store import FILE
+from gpu.store import FILE, write_json
 
 ENTRY = Path(__file__).with_name("__main__.py")
 STARTING = 10.0  # seconds under which no process is started any more
@@ -246,6 +245,4 @@ class Report:
         self._write()
 
     def _write(self) -> None:
-        temporary = self._out.with_name(f".{self._out.name}.part")
-        temporary.write_text(json.dumps(self.data, indent=1))
-        os.replace(temporary, self._out)
+        write_json(self._out, self.data)

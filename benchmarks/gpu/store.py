@@ -7,6 +7,7 @@ weights of one network would be stored with each batch size, precision and phase
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +55,18 @@ class Store:
         """Write them."""
         from safetensors.numpy import save_file
 
-        temporary = self._file.with_suffix(".part")
-        save_file(self._tensors, temporary)
-        temporary.replace(self._file)
+        from ttsnn.artifact import replacing
+
+        with replacing(self._file) as temporary:
+            save_file(self._tensors, temporary)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a file; one that was there stays where that fails."""
+    from ttsnn.artifact import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1))
 
 
 def strip(file: Path, store: Store) -> Names:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 
-from ttsnn.passes.tir.has_blocks import has_blocks
+from ttsnn.passes.tir.contains import has_blocks
 
 __all__ = ["KERNEL_PIPELINE", "LowerKernels"]
 
@@ -27,9 +27,7 @@ class LowerKernels:
         flat, rest = tvm.IRModule(attrs=mod.attrs), tvm.IRModule(attrs=mod.attrs)
         for gvar, func in mod.functions_items():
             (rest if has_blocks(func) else flat).update_func(gvar, func)
-        rest = tvm.transform.Sequential(_blocks())(rest)
-        for gvar, func in rest.functions_items():
-            flat.update_func(gvar, func)
+        flat.update(tvm.transform.Sequential(_blocks())(rest))
         return tvm.transform.Sequential(_loops())(flat)
 
 

@@ -9,10 +9,14 @@ import tvm
 
 from ttsnn.errors import TargetError
 
-__all__ = ["DEFAULT_ARCH", "Gpu", "gpu_of", "parse_arch"]
+__all__ = ["DEFAULT_ARCH", "SCHEDULERS", "Gpu", "gpu_of", "parse_arch"]
 
 DEFAULT_ARCH = "sm_90"
 """What is compiled for where no GPU is in the machine and none was named: H100 and H200."""
+
+
+SCHEDULERS = 4
+"""Schedulers of a multiprocessor, each of which issues an instruction a cycle."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ hundreds of statements and arguments for it.
 from __future__ import annotations
 
 import tvm
-import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.pipeline import (
     default_s_tir_pipeline,
@@ -16,7 +15,7 @@ from tvm.s_tir.pipeline import (
     finalize_host_passes,
 )
 
-from ttsnn.passes.tir.has_blocks import has_blocks
+from ttsnn.passes.tir.contains import contains, has_blocks
 
 __all__ = ["KERNEL_PIPELINE", "LowerKernels"]
 
@@ -35,29 +34,19 @@ class LowerKernels:
         """Apply the pass."""
         flat, rest, careful = (tvm.IRModule(attrs=mod.attrs) for _ in range(3))
         for gvar, func in mod.functions_items():
-            kind = careful if _asserts(func) else rest if has_blocks(func) else flat
+            kind = (
+                careful if contains(func, tirx.AssertStmt) else rest if has_blocks(func) else flat
+            )
             kind.update_func(gvar, func)
         default, *_ = default_s_tir_pipeline()
         out = tvm.transform.Sequential(_flat())(flat)
-        _add(out, default(rest))
+        out.update(default(rest))
         # the host's checks of every argument, most of its code: the virtual machine checks what
         # comes from outside once, where a function is entered
         out = tirx.transform.SkipAssert()(out)
         # which would drop a kernel's own checks too, of a symbolic batch
-        _add(out, default(careful))
+        out.update(default(careful))
         return out
-
-
-def _add(mod: tvm.IRModule, more: tvm.IRModule) -> None:
-    for gvar, func in more.functions_items():
-        mod.update_func(gvar, func)
-
-
-def _asserts(func: tirx.PrimFunc) -> bool:
-    """Whether a kernel checks something itself."""
-    found: list[tirx.AssertStmt] = []
-    tvm_ffi.structural_walk(func.body, (tirx.AssertStmt, found.append))
-    return bool(found)
 
 
 def _flat() -> list[tvm.transform.Pass]:

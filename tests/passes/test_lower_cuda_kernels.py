@@ -13,7 +13,7 @@ from ttsnn.cuda.callback import compile_with
 from ttsnn.passes.cuda import target as cuda_target
 from ttsnn.passes.cuda.kernels.mma import with_functions
 from ttsnn.passes.pipelines import build_passes
-from ttsnn.passes.tir.has_blocks import has_blocks
+from ttsnn.passes.tir.contains import has_blocks
 from ttsnn.program import PARAMS, params_of
 
 from .cuda.emulated import emulated

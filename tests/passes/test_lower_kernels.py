@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.tirx import PrimFunc
 
 from ttsnn.passes.pipelines import build_passes
-from ttsnn.passes.tir.has_blocks import has_blocks
+from ttsnn.passes.tir.contains import has_blocks
 from ttsnn.program import PARAMS, params_of
 from ttsnn.targets import get_target
 

@@ -94,5 +94,11 @@ class CudaBody(Body):
                 with self.when(item < count):
                     yield item
 
+    def grouped(self, thread: Expr, size: int, count: int) -> tuple[Expr, Expr]:
+        """Number of the group of ``size`` threads that a thread is in, and its index there."""
+        if count == 1:
+            return self.at(0), thread
+        return self.bind(thread // size, "group"), self.bind(thread % size, "own_thread")
+
 
 _BOUND = ForKind.THREAD_BINDING

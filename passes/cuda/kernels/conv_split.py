@@ -44,8 +44,7 @@ class Split:
     def __post_init__(self) -> None:
         b, tile = self.b, self.tile
         self.alone = tile.split == 1
-        self.part = b.at(0) if self.alone else b.bind(self.thread // tile.group, "part")
-        self.own = self.thread if self.alone else b.bind(self.thread % tile.group, "own_thread")
+        self.part, self.own = b.grouped(self.thread, tile.group, tile.split)
         x, w = tile.shared_rows(self.lanes)
         # all in one array: the parts of the sums take the place of the operands
         size = max(tile.split * (x + w), (tile.split - 1) * tile.sums * tile.group)

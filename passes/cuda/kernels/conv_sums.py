@@ -9,13 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from tvm import tirx
 from tvm.ir import Expr
 
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import Rows
 from ttsnn.passes.cuda.kernels.conv_tile import ConvTile
-from ttsnn.passes.cuda.kernels.mma import WORDS
+from ttsnn.passes.cuda.kernels.mma import WORDS, product
 from ttsnn.passes.tir.body import load, vector
 
 __all__ = ["Fma", "Mma", "Place"]
@@ -174,10 +173,5 @@ class Mma(Place):
                     b.store(a_held, load(a.buffer, at), upper * 2 + part)
                 with b.loop(self.across, "j", "unrolled") as j:
                     at = self.sum(dt, r * 2, j * 2)
-                    args = [
-                        tirx.address_of(load(self.sums, at)),
-                        tirx.address_of(load(a_held, b.at(0))),
-                        tirx.address_of(load(w_held, j * 2)),
-                    ]
-                    name = f"ttsnn_mma_{self.precision}_words"
-                    b.emit(tirx.Evaluate(tirx.call_extern("void", name, *args)))
+                    terms = load(a_held, b.at(0)), load(w_held, j * 2)
+                    b.emit(product(self.precision, load(self.sums, at), *terms))

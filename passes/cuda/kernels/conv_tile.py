@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from ttsnn.passes.cuda.gpu import Gpu
+from ttsnn.passes.cuda.gpu import SCHEDULERS, Gpu
 from ttsnn.passes.cuda.kernels.conv_spec import ConvSpec, phases
 from ttsnn.passes.cuda.kernels.many import at, axes, ceil_div, combined, larger, least
 from ttsnn.passes.cuda.kernels.mma import PACK, WORDS
@@ -16,9 +16,6 @@ __all__ = ["ConvTile", "default_tile"]
 
 MAX_TIME = 8
 """Timesteps whose sums a thread holds at once."""
-
-SCHEDULERS = 4
-"""Schedulers of a multiprocessor, each of which issues an instruction a cycle."""
 
 START, ARRIVAL, BARRIERS = 1500, 400, 150
 """Cycles, guessed: until a block's first operands are there; from asking the second-level cache

@@ -18,6 +18,7 @@ from tvm.tirx import Var
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import Rows, width_of
 from ttsnn.passes.cuda.kernels.grad_tile import GradTile, byte_width
+from ttsnn.passes.cuda.kernels.mma import word
 from ttsnn.passes.layers.config import Stage
 from ttsnn.passes.tir.body import as_vector, load, splat, vector
 
@@ -41,7 +42,7 @@ class Operand:
         thread: index of the thread.
         lanes: elements of a vector.
         dtype: of the sums.
-        packed: device function that rounds ``tile.pack`` numbers to a word; none for multiply-adds.
+        precision: how ``tile.pack`` numbers are rounded to a word, see ``mma.py``.
     """
 
     b: CudaBody
@@ -56,7 +57,7 @@ class Operand:
     thread: Expr
     lanes: int
     dtype: str
-    packed: str
+    precision: str
 
     def __post_init__(self) -> None:
         b, s = self.b, self.stage
@@ -65,7 +66,7 @@ class Operand:
         even = gcd(s.in_channels, self.width)
         self.vec = byte_width(even) if self.bytes else width_of(even, self.lanes)
         self.words = max(1, self.vec // 4) if self.bytes else self.vec  # registers of an item
-        self.pack = max(1, self.tile.pack)
+        self.pack, self.packed = max(1, self.tile.pack), self.tile.pack > 0
         per_line = ceil(self.width / self.vec)
         self.apart = self.tile.threads // per_line
         self.count = ceil(self.tile.lines / self.apart)
@@ -197,9 +198,7 @@ class Operand:
         made = b.alloc(some, self.dtype, "made", "local")
         for c in range(v, v + some):
             numbers = [self._number(item(e), c) for e in range(self.pack)]
-            if self.packed and not exact:
-                numbers = [tirx.call_extern("float32", self.packed, *numbers)]
-            b.store(made, numbers[0], b.at(c - v))
+            b.store(made, numbers[0] if exact else word(self.precision, numbers), b.at(c - v))
         return load(made, vector(b.at(0), some))
 
     def _number(self, item: Expr, c: int) -> Expr:
@@ -208,10 +207,10 @@ class Operand:
             return load(self.held, item + c)
         if self.vec == 1:
             return load(self.held, item).astype(self.dtype)
-        word = load(self.held, item + c // 4)
+        four = load(self.held, item + c // 4)
         if self.packed:
-            return tirx.call_extern("float32", "ttsnn_byte", word, c % 4)
-        byte = (word >> tirx.const(c % 4 * 8, "uint32")) & tirx.const(255, "uint32")
+            return tirx.call_extern("float32", "ttsnn_byte", four, c % 4)
+        byte = (four >> tirx.const(c % 4 * 8, "uint32")) & tirx.const(255, "uint32")
         return byte.astype(self.dtype)
 
 

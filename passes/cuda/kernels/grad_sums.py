@@ -15,6 +15,7 @@ from tvm.tirx import Var
 from ttsnn.passes.cuda.kernels.body import CudaBody
 from ttsnn.passes.cuda.kernels.conv_load import Rows
 from ttsnn.passes.cuda.kernels.grad_tile import GradTile
+from ttsnn.passes.cuda.kernels.mma import product
 from ttsnn.passes.tir.body import load, splat, vector
 
 __all__ = ["Fma", "Mma", "Sums"]
@@ -40,9 +41,7 @@ class Sums(ABC):
 
     def __post_init__(self) -> None:
         b, tile = self.b, self.tile
-        alone = tile.split == 1
-        self.part = b.at(0) if alone else b.bind(self.thread // tile.group, "group")
-        self.own = self.thread if alone else b.bind(self.thread % tile.group, "own_thread")
+        self.part, self.own = b.grouped(self.thread, tile.group, tile.split)
         self.held = b.alloc(tile.sums, self.dtype, "sums", "local")
         with b.loop(tile.sums, "i", "unrolled") as i:
             b.store(self.held, splat(0.0, self.dtype, 1), i)
@@ -169,11 +168,6 @@ class Mma(Sums):
                     at = x.at(line + i // 2 * 4, self.row(r * 2 + i % 2))
                     b.store(x_held, load(x.buffer, at), i)
                 with b.loop(across, "c", "unrolled") as c:
-                    args = (
-                        load(self.held, (r * across + c) * 4),
-                        load(x_held, b.at(0)),
-                        load(dy_held, c * 2),
-                    )
-                    name = f"ttsnn_mma_{self.precision}_words"
-                    pointers = [tirx.address_of(a) for a in args]
-                    b.emit(tirx.Evaluate(tirx.call_extern("void", name, *pointers)))
+                    sums = load(self.held, (r * across + c) * 4)
+                    terms = load(x_held, b.at(0)), load(dy_held, c * 2)
+                    b.emit(product(self.precision, sums, *terms))

@@ -12,7 +12,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from ttsnn.passes.cuda.gpu import Gpu
+from ttsnn.passes.cuda.gpu import SCHEDULERS, Gpu
 from ttsnn.passes.cuda.kernels.conv_load import width_of
 from ttsnn.passes.cuda.kernels.many import at, axes, ceil_div, combined, larger, least
 from ttsnn.passes.cuda.kernels.mma import PACK
@@ -20,14 +20,14 @@ from ttsnn.passes.layers.config import Stage
 
 __all__ = ["GradTile", "byte_width", "default_grad_tile"]
 
-REGISTERS, SHARED, MOST = 65536, 200 * 1024, 176
-"""Of a multiprocessor: registers and bytes of shared memory; registers that a thread may need."""
+SHARED, MAX_REGISTERS = 200 * 1024, 176
+"""Bytes of shared memory of a multiprocessor; registers that a thread may need."""
+
+MAX_FETCHES = 8
+"""Vectors of x, of a tap, that a thread fetches for a step: nvcc takes minutes for thirteen."""
 
 THREADS, MAX_SIDE, MAX_PADDING = 256, 256, 1.4
 """Most threads, rows and columns of a block; products of many multiply-adds for each useful one."""
-
-SCHEDULERS = 4
-"""Schedulers of a multiprocessor, each of which issues an instruction a cycle."""
 
 START, ARRIVAL, BARRIERS, LAUNCH, WAITING = 2500, 700, 60, 4000, 64
 """Cycles, guessed: until a block's first operands are there; from asking memory for operands to
@@ -182,10 +182,9 @@ class _Case:
         tiles = combined(replace(tiles, split=split, depth=depth))
         tiles = at(tiles, tiles.threads >= larger(64, larger(*self._per_line(tiles))))
         fits = tiles.shared_elements() * self.itemsize <= self.gpu.shared
-        tiles = at(tiles, fits & (self._registers(tiles) <= MOST))
-        # nvcc takes minutes for many unrolled fetches of pixels
-        fetches = self._items(tiles)[0]
-        tiles = at(tiles, fetches <= max(8, int(fetches.min())))
+        tiles = at(tiles, fits & (self._registers(tiles) <= MAX_REGISTERS))
+        fetches, _ = self._items(tiles)
+        tiles = at(tiles, fetches <= larger(MAX_FETCHES, int(np.min(fetches))))
         # as many blocks as run at once, or twice as many
         (waves,) = axes([1, 2])
         tiles = at(tiles, np.s_[:, None])
@@ -250,7 +249,7 @@ class _Case:
         """Blocks that a multiprocessor holds at once."""
         shared = tile.shared_elements() * self.itemsize + 1024
         registers = ceil_div(self._registers(tile), 8) * 8 * ceil_div(tile.threads, 32) * 32
-        limits = self.gpu.resident_threads // tile.threads, REGISTERS // registers
+        limits = self.gpu.resident_threads // tile.threads, self.gpu.registers // registers
         return larger(1, np.minimum(np.minimum(*limits), SHARED // shared))
 
     def time(self, tile: GradTile) -> np.ndarray:

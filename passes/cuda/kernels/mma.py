@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from tvm import tirx
 from tvm.ir import Expr
+from tvm.tirx.stmt import Stmt
 
-__all__ = ["FUNCTIONS", "PACK", "PRECISIONS", "WORDS", "with_functions", "word"]
+__all__ = ["FUNCTIONS", "PACK", "PRECISIONS", "WORDS", "product", "with_functions", "word"]
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 """How the operands of products are rounded; the first does not use tensor cores."""
@@ -148,6 +149,12 @@ def word(precision: str, terms: Sequence[Expr]) -> Expr:
     if precision == "fp32":
         return terms[0]
     return tirx.call_extern("float32", f"ttsnn_word_{precision}", *terms)
+
+
+def product(precision: str, sums: Expr, a: Expr, b: Expr) -> Stmt:
+    """Four sums += the product of two fragments; each named by its first element."""
+    first = [tirx.address_of(x) for x in (sums, a, b)]
+    return tirx.Evaluate(tirx.call_extern("void", f"ttsnn_mma_{precision}_words", *first))
 
 
 def with_functions(source: str) -> str:

@@ -26,7 +26,8 @@ _LOWER = [
     s_tir.transform.LowerMatchBuffer(),
     s_tir.transform.LowerOpaqueBlock(),
 ]
-"""What TVM's own pipeline makes of blocks: statements."""
+"""What TVM's own pipeline makes of blocks: statements. But buffers keep their size: made smaller
+here, TVM's pipeline would do it a second time, and stumble over the conditions around them."""
 
 
 @dataclass(frozen=True)

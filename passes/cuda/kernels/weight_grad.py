@@ -112,8 +112,7 @@ class _Block:
         x_stride, dy_stride = tile.strides
         x_rows = Rows(shared, b.at(0), x_stride)
         dy_rows = Rows(shared, b.at(tile.lines * x_stride), dy_stride)
-        packed = f"ttsnn_word_{self.precision}" if tile.pack else ""
-        common = (self.thread, self.lanes, self.dtype, packed)
+        common = (self.thread, self.lanes, self.dtype, self.precision)
         result = Stage(((0, 0),), s.out_size, s.out_size, s.out_channels, s.out_channels)
         x = Operand(
             b, s, self._taps(), tile, tile.rows, x_flat, x_rows, self.images, self.row, *common

@@ -95,7 +95,7 @@ class _Kernels(TrainingKernels):
     def product_sums(self, link: Link, x: relax.Var, dy: relax.Var) -> relax.Var:
         """See :class:`TrainingKernels`."""
         stage, dtype, images = link.whole, dtype_of(dy), known_dims(x)[1]
-        precision = self.precision if dtype == "float32" else "fp32"
+        precision = self._rounding(dtype)
         return self.call(
             ("weight_grad", stage, images, dtype, dtype_of(x), precision),
             lambda: weight_grad(stage, images, dtype, self.gpu, dtype_of(x), precision),
@@ -107,6 +107,10 @@ class _Kernels(TrainingKernels):
     def core_grads(self, map_: WeightMap, channels: tuple[int, int], dtype: str) -> PrimFunc:
         """See :class:`TrainingKernels`."""
         return core_grads(map_, channels, dtype, self.gpu)
+
+    def _rounding(self, dtype: str) -> str:
+        """``precision`` of products, which is for float32 alone."""
+        return self.precision if dtype == "float32" else "fp32"
 
     def _weight(
         self, link: Link, cores: Sequence[relax.Expr], stage: Stage, dtype: str, transposed: bool
@@ -131,10 +135,8 @@ class _Kernels(TrainingKernels):
         """``apart`` as in :class:`Segment`."""
         images = known_dims(x)[1]
         part = Segment(stage, 0, 1, 1, 0, dtype_of(x), apart)
-        precision = self.precision if dtype == "float32" else "fp32"
-        spec = ConvSpec(
-            (part,), 1, False, 0, dtype, None, False, ("membrane",), dtype, dtype, precision
-        )
+        precision, emit = self._rounding(dtype), ("membrane",)
+        spec = ConvSpec((part,), 1, False, 0, dtype, None, False, emit, dtype, dtype, precision)
         return self.call(
             ("conv", spec, images),
             lambda: conv_kernel(spec, images, default_tile(spec, images, self.gpu), self.gpu),
