@@ -23,9 +23,6 @@ __all__ = ["GradTile", "byte_width", "default_grad_tile"]
 SHARED, MAX_REGISTERS = 200 * 1024, 176
 """Bytes of shared memory of a multiprocessor; registers that a thread may need."""
 
-MAX_FETCHES = 8
-"""Vectors of x, of a tap, that a thread fetches for a step: nvcc takes minutes for thirteen."""
-
 THREADS, MAX_SIDE, MAX_PADDING = 256, 256, 1.4
 """Most threads, rows and columns of a block; products of many multiply-adds for each useful one."""
 
@@ -183,8 +180,6 @@ class _Case:
         tiles = at(tiles, tiles.threads >= larger(64, larger(*self._per_line(tiles))))
         fits = tiles.shared_elements() * self.itemsize <= self.gpu.shared
         tiles = at(tiles, fits & (self._registers(tiles) <= MAX_REGISTERS))
-        fetches, _ = self._items(tiles)
-        tiles = at(tiles, fetches <= larger(MAX_FETCHES, int(np.min(fetches))))
         # as many blocks as run at once, or twice as many
         (waves,) = axes([1, 2])
         tiles = at(tiles, np.s_[:, None])

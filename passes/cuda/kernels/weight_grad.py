@@ -15,10 +15,9 @@ from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Var
 
 from ttsnn.passes.contraction import stage_macs
-from ttsnn.passes.cpu.kernels.register_tile import pick
 from ttsnn.passes.cuda.gpu import Gpu
 from ttsnn.passes.cuda.kernels.body import CudaBody
-from ttsnn.passes.cuda.kernels.conv_load import Rows, width_of
+from ttsnn.passes.cuda.kernels.conv_load import Rows, table, width_of
 from ttsnn.passes.cuda.kernels.grad_load import Operand
 from ttsnn.passes.cuda.kernels.grad_parts import sum_parts
 from ttsnn.passes.cuda.kernels.grad_sums import Fma, Mma, Sums
@@ -158,7 +157,7 @@ class _Block:
         for i in range(self.tile.taps):
             of = [[t[axis] for t in taps[i :: self.tile.taps]] for axis in (0, 1)]
             group = self.tap // self.tile.taps
-            dy, dx = (pick(group, values) for values in of)
+            dy, dx = (table(group, values) for values in of)
             picked.append((b.bind(dy, "dy"), b.bind(dx, "dx")))
         return picked
 

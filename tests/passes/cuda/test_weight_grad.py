@@ -173,3 +173,11 @@ def test_training_step():
     script = program.lowered.script()
     assert "ttsnn_mma_bf16_words" in script
     assert "ttsnn_word_bf16" in script
+
+
+def test_taps_are_chosen_without_branches():
+    """Of a chain of selects nvcc makes a copy of every fetch for each tap, for minutes."""
+    gpu = gpu_of(get_target("cuda:arch=sm_90").tvm_target)
+    stage = Stage(SQUARE, (32, 32), (32, 32), 3, 64)
+    kernel = weight_grad(stage, 4, "float32", gpu, tile=GradTile(1, 3, 16, 4, 4, 8, 64, 2))
+    assert "Select" not in kernel.script()
